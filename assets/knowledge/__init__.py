@@ -1,0 +1,1 @@
+"""Documents, from the stored file to what a search finds."""

@@ -1,0 +1,1 @@
+"""`memory.v1`, generated from memory.proto by `make proto`."""

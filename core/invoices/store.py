@@ -1,0 +1,200 @@
+"""The tables of invoices. Role `app` inside `with tenant(…)`, unless said otherwise."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from core.invoices.document import Document, decode, number_of, sha256
+from core.rating import ServicePeriod, Usage
+
+_COLUMNS: Final = (
+    "number, id, period_start, period_end, reason, slice, price_revision, currency, sha256, document"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A row of `invoice`, and what its bytes say."""
+
+    content: bytes
+    sha256: str
+    document: Document
+    period: ServicePeriod
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What published cells reflect."""
+
+    lake_version: int
+    slice: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Usage of one meter and set of dimensions between two edges; `first` and `last` are hours with cells."""
+
+    meter: str
+    dimensions: dict[str, str]
+    quantity: Decimal
+    events: int
+    first: datetime
+    last: datetime
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.meter, self.dimensions, self.first, self.quantity)
+
+
+async def usage(
+    connection: AsyncConnection, edges: Iterable[datetime], within: ServicePeriod | None = None
+) -> tuple[list[Piece], Landed | None]:
+    """The tenant's usage, added up by meter, dimensions and month between `edges`, and what it reflects, in
+    one snapshot. None before anything was published."""
+    rows = await connection.execute(
+        text(
+            """
+            with chosen as (
+                select meter, min(dimensions::text)::jsonb as dimensions, sum(quantity) as quantity,
+                       sum(events)::bigint as events, min(period_start) as first, max(period_start) as last
+                from usage_cell where grain = 'hour'
+                    and (cast(:since as timestamptz) is null or period_start >= :since)
+                    and (cast(:until as timestamptz) is null or period_start < :until)
+                group by meter, dimensions_key, width_bucket(period_start, cast(:edges as timestamptz[])),
+                         date_trunc('month', period_start at time zone 'UTC')
+            )
+            select p.lake_version, p.slice, c.meter, c.dimensions, c.quantity, c.events, c.first, c.last
+            from (select 1) one
+            left join (select lake_version, slice from usage_publication order by lake_version desc limit 1) p on true
+            left join chosen c on true
+            order by c.meter, c.first, c.dimensions
+            """
+        ),
+        {
+            "edges": sorted(set(edges)),
+            "since": None if within is None else within.start,
+            "until": None if within is None else within.end,
+        },
+    )
+    found = rows.all()
+    landed = None if found[0][0] is None else Landed(found[0][0], found[0][1])
+    return [Piece(*row[2:]) for row in found if row[2] is not None], landed
+
+
+async def last_number(connection: AsyncConnection) -> int:
+    """The last number the tenant has given out; 0 for none."""
+    found: int | None = await connection.scalar(text("select last from invoice_sequence"))
+    return found or 0
+
+
+async def issued(connection: AsyncConnection, *, within: ServicePeriod | None = None) -> list[Issued]:
+    """The tenant's documents in the order they were issued; with `within` those whose period overlaps it."""
+    rows = await connection.execute(
+        text(
+            f"""
+            select {_COLUMNS} from invoice
+            where (cast(:start as timestamptz) is null or period_end > :start)
+              and (cast(:end as timestamptz) is null or period_start < :end)
+            order by number
+            """
+        ),
+        {"start": within.start if within else None, "end": within.end if within else None},
+    )
+    return [_issued(row) for row in rows]
+
+
+async def by_number(connection: AsyncConnection, number: int) -> Issued | None:
+    row = (
+        await connection.execute(
+            text(f"select {_COLUMNS} from invoice where number = :number"), {"number": number}
+        )
+    ).one_or_none()
+    return None if row is None else _issued(row)
+
+
+async def by_id(connection: AsyncConnection, document_id: str) -> Issued | None:
+    row = (
+        await connection.execute(text(f"select {_COLUMNS} from invoice where id = :id"), {"id": document_id})
+    ).one_or_none()
+    return None if row is None else _issued(row)
+
+
+async def page(
+    connection: AsyncConnection, *, fetch: int, after: str, before: str, ascending: bool
+) -> list[Issued]:
+    """One page by id, which is by time."""
+    forward, backward = (">", "<") if ascending else ("<", ">")
+    rows = await connection.execute(
+        text(
+            f"""
+            select {_COLUMNS} from invoice
+            where (:after = '' or id {forward} :after) and (:before = '' or id {backward} :before)
+            order by id {"asc" if ascending else "desc"} limit :fetch
+            """
+        ),
+        {"after": after, "before": before, "fetch": fetch},
+    )
+    return [_issued(row) for row in rows]
+
+
+async def take_number(connection: AsyncConnection, tenant_id: str, last: int) -> bool:
+    """Take the number behind `last`; False where somebody else took it since. The last statement but the
+    row itself: nobody else of the tenant gets a number until this transaction ends."""
+    await connection.execute(
+        text("insert into invoice_sequence (tenant_id, last) values (:tenant, 0) on conflict do nothing"),
+        {"tenant": tenant_id},
+    )
+    taken = await connection.execute(
+        text("update invoice_sequence set last = :next where tenant_id = :tenant and last = :last"),
+        {"tenant": tenant_id, "last": last, "next": last + 1},
+    )
+    return taken.rowcount == 1
+
+
+async def add(connection: AsyncConnection, document: Document, content: bytes, issued_by: str) -> None:
+    """Insert the row of an issued document."""
+    await connection.execute(
+        text(
+            """
+            insert into invoice (tenant_id, number, id, reason, price_fix, period_start, period_end, slice, lake_version,
+                price_revision, code_version, currency, total, document, sha256, issued_by, issued_at)
+            values (:tenant_id, :number, :id, :reason, :price_fix, cast(:start as timestamptz),
+                cast(:end as timestamptz), :slice, :lake_version, :price_revision, :code_version, :currency,
+                cast(:total as numeric), :document, :sha256, :issued_by, cast(:issued_at as timestamptz))
+            """
+        ),
+        row_of(document, content, issued_by),
+    )
+
+
+def row_of(document: Document, content: bytes, issued_by: str) -> dict[str, Any]:
+    """The columns of a document, all of which stand in it but `issued_by`."""
+    return {
+        "tenant_id": document.tenant,
+        "number": number_of(document.number),
+        "id": document.id,
+        "reason": document.reason,
+        "price_fix": document.price_fix,
+        "start": datetime.fromisoformat(document.service_period.start),
+        "end": datetime.fromisoformat(document.service_period.end),
+        "slice": document.slice,
+        "lake_version": document.lake_version,
+        "price_revision": document.price_revision,
+        "code_version": document.code_version,
+        "currency": document.currency,
+        "total": Decimal(document.total),
+        "document": content,
+        "sha256": sha256(content),
+        "issued_by": issued_by,
+        "issued_at": datetime.fromisoformat(document.issued_at),
+    }
+
+
+def _issued(row: Any) -> Issued:
+    content = bytes(row.document)
+    return Issued(content, row.sha256, decode(content), ServicePeriod(row.period_start, row.period_end))

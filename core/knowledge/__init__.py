@@ -1,0 +1,1 @@
+"""What indexing and searching must do alike: tokens of a text, places of derived data, fusion of scores."""

@@ -1,0 +1,61 @@
+"""Reading only the files that can hold what is asked for, by the statistics in the Delta log."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+from deltalake import DeltaTable
+
+from core.lake import Lake
+
+
+def read(
+    lake: Lake,
+    table: str,
+    handle: DeltaTable,
+    schema: Mapping[str, pl.DataType | type[pl.DataType]],
+    *,
+    where: pl.Expr,
+    within: tuple[str, Any, Any],
+    part: Mapping[str, str] | None = None,
+) -> pl.DataFrame:
+    """Rows with `where`, from the files whose statistics allow a value in [low, high].
+
+    Args:
+        schema: the columns wanted, with their types.
+        within: (column with statistics, low, high); a file without statistics is read.
+        part: values of partition columns; those columns themselves cannot be asked for.
+    """
+    column, low, high = within
+    actions = pl.DataFrame(handle.get_add_actions(flatten=True))
+    minimum, maximum = f"min.{column}", f"max.{column}"
+    if {minimum, maximum} <= set(actions.columns):
+        possible = (pl.col(minimum) <= high) & (pl.col(maximum) >= low)
+        actions = actions.filter(possible.fill_null(value=True))
+    for name, value in (part or {}).items():
+        actions = actions.filter(pl.col(f"partition.{name}") == value)
+    if actions.is_empty():
+        return pl.DataFrame(schema=dict(schema))
+    paths = [f"{lake.uri(table)}/{path}" for path in actions["path"].sort()]
+    frame = pl.scan_parquet(paths, storage_options=lake.options() or None).filter(where)
+    return frame.select(pl.col(name).cast(kind) for name, kind in schema.items()).collect()
+
+
+def spans(handle: DeltaTable, column: str, low: int, high: int, *, rows: int) -> Iterator[tuple[int, int]]:
+    """Cut [low, high] of an integer column into pieces of about `rows` rows at most, by the log alone.
+
+    Whoever reads piece by piece needs no more memory however much there is. A piece is at least one value.
+    """
+    actions = pl.DataFrame(handle.get_add_actions(flatten=True))
+    minimum, maximum = pl.col(f"min.{column}"), pl.col(f"max.{column}")
+    # Rows of a file of several values are taken to be spread evenly over them.
+    files = actions.select(first=minimum, last=maximum, each=pl.col("num_records") / (maximum - minimum + 1))
+    start, held = low, 0.0
+    for value in range(low, high + 1):
+        here = float(files.filter(pl.col("first") <= value, pl.col("last") >= value)["each"].sum())
+        if value > start and held + here > rows:
+            yield start, value - 1
+            start, held = value, 0.0
+        held += here
+    if start <= high:
+        yield start, high

@@ -1,0 +1,221 @@
+"""`headrace invoices`: what was issued, closing a service period, adjustments, and the archive."""
+
+import argparse
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from deploy.cli.frame import (
+    CommandError,
+    Subparsers,
+    command,
+    command_group,
+    installation_of,
+    no_tenant,
+    print_json,
+    running_installation,
+)
+
+PATH = "/api/v1/billing/invoices"
+COLUMNS = ("number", "reason", "start", "end", "total", "currency", "issued")
+
+
+def register(subparsers: Subparsers) -> None:
+    group = command_group(
+        subparsers,
+        "invoices",
+        "Issued invoices and adjustments",
+        examples=(
+            "headrace invoices list --tenant acme",
+            "headrace invoices close --tenant acme --period 2026-03",
+        ),
+    )
+    of_tenant(
+        command(
+            group,
+            "list",
+            "List issued invoices and adjustments, newest first",
+            run_list,
+            examples=("headrace invoices list --tenant acme",),
+        )
+    )
+    show = of_tenant(
+        command(
+            group,
+            "show",
+            "Show one document: its lines, and how each amount came about",
+            run_show,
+            examples=(
+                "headrace invoices show INV-000001 --tenant acme",
+                "headrace invoices show INV-000001 --tenant acme --csv > invoice.csv",
+            ),
+        )
+    )
+    show.add_argument("number", help="number or id of the document")
+    show.add_argument("--csv", action="store_true", help="print it as a table for spreadsheets")
+    close = of_tenant(
+        command(
+            group,
+            "close",
+            "Close a service period: issue its final invoice, which never changes; again shows the same one",
+            run_close,
+            examples=(
+                "headrace invoices close --tenant acme --period 2026-03 --dry-run",
+                "headrace invoices close --tenant acme --start 2026-03-01T00:00:00Z --end 2026-03-15T00:00:00Z",
+            ),
+        )
+    )
+    named_period(close)
+    adjust = of_tenant(
+        command(
+            group,
+            "adjust",
+            "Post adjustments for usage that landed after its period was closed; again posts nothing",
+            run_adjust,
+            examples=(
+                "headrace invoices adjust --tenant acme",
+                "headrace invoices adjust --tenant acme --dry-run",
+            ),
+        )
+    )
+    named_period(adjust)
+    command(
+        group,
+        "readopt",
+        "After PostgreSQL was put back to an earlier time: put issued documents back from their archive",
+        run_readopt,
+        examples=("headrace invoices readopt",),
+    )
+
+
+def of_tenant(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--tenant", required=True, help="slug of the organisation")
+    return parser
+
+
+def named_period(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--period", metavar="MONTH", help="a calendar month (UTC), such as 2026-03")
+    parser.add_argument("--start", metavar="TIME", help="instead of a month: a full hour with its zone")
+    parser.add_argument("--end", metavar="TIME", help="exclusive")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be issued; issue nothing")
+
+
+def body_of(arguments: argparse.Namespace) -> dict[str, object]:
+    named = {name: getattr(arguments, name) for name in ("period", "start", "end")}
+    return {name: value for name, value in named.items() if value} | {"dry_run": arguments.dry_run}
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    listed = _call(arguments, "GET", PATH, {"limit": "100"})
+    if arguments.json:
+        print_json(listed)
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*COLUMNS, box=None, pad_edge=False)
+    for one in listed["data"]:
+        period = one["service_period"]
+        table.add_row(
+            one["number"], one["reason"], period["start"], period["end"], one["total"], one["currency"] or "",
+            one["issued_at"],
+        )  # fmt: skip
+    Console().print(table if listed["data"] else "nothing was issued yet")
+    return 0
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    if arguments.csv:
+        print(_call(arguments, "TEXT", f"{PATH}/{arguments.number}.csv"), end="")
+        return 0
+    _show(arguments, _call(arguments, "GET", f"{PATH}/{arguments.number}"))
+    return 0
+
+
+def run_close(arguments: argparse.Namespace) -> int:
+    _show(arguments, _call(arguments, "POST", PATH, body=body_of(arguments)))
+    return 0
+
+
+def run_adjust(arguments: argparse.Namespace) -> int:
+    named = body_of(arguments)
+    body = named if len(named) > 1 else {"period": "all", **named}
+    posted = _call(arguments, "POST", "/api/v1/billing/adjustments", body=body)
+    if arguments.json:
+        print_json(posted)
+        return 0
+    if not posted["data"]:
+        print("every closed period is charged as it would be now; nothing was posted")
+    for document in posted["data"]:
+        _show(arguments, document)
+    return 0
+
+
+def run_readopt(arguments: argparse.Namespace) -> int:
+    from core.invoices.document import DocumentError
+    from core.objects.api import ObjectStoreError
+
+    try:
+        found = asyncio.run(_readopt(arguments))
+    except (DocumentError, ObjectStoreError) as error:
+        raise CommandError(str(error)) from error
+    if arguments.json:
+        print_json({"seen": found.seen, "adopted": list(found.adopted), "conflicts": list(found.conflicts)})
+    else:
+        print(f"{found.seen} documents lie in the archive; {len(found.adopted)} were put back")
+        for name in found.conflicts:
+            print(f"conflict: {name} was issued with another content since; a person must look")
+    return 1 if found.conflicts else 0
+
+
+async def _readopt(arguments: argparse.Namespace) -> Any:
+    from core.database import Database
+    from core.invoices.archive import Archive
+    from core.objects import open_objects
+    from core.settings import DatabaseSettings, ObjectSettings
+    from deploy.session import settings_of
+
+    installation = installation_of(arguments)
+    settings = settings_of(installation, DatabaseSettings)
+    system = Database(settings, role="system")
+    try:
+        async with open_objects(settings_of(installation, ObjectSettings), settings) as objects:
+            return await Archive(objects, system).readopt()
+    finally:
+        await system.close()
+
+
+def _show(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
+    if arguments.json:
+        print_json(document)
+        return
+    from rich.console import Console
+
+    from deploy.demo import show
+
+    show.issued(Console(), document)
+
+
+def _call(
+    arguments: argparse.Namespace,
+    method: str,
+    path: str,
+    params: Mapping[str, str] | None = None,
+    *,
+    body: object = None,
+) -> Any:
+    """As the owner of the installation, for the tenant. Raises: CommandError."""
+    from deploy.client import ApiError, PlatformUnreachableError
+    from deploy.session import operator
+
+    owner = operator(running_installation(arguments))
+    try:
+        if owner.find_tenant(arguments.tenant) is None:
+            raise CommandError(no_tenant(arguments.tenant))
+        named = {"tenant": arguments.tenant, **(params or {})}
+        client = owner.client()
+        if method == "POST":
+            return client.post(path, body, **named)
+        return client.text(path, **named) if method == "TEXT" else client.get(path, **named)
+    except (ApiError, PlatformUnreachableError) as error:
+        raise CommandError(str(error)) from error

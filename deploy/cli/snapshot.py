@@ -1,0 +1,97 @@
+"""`headrace snapshot path|query`: usage as analysts read it."""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from deploy.cli.frame import CommandError, Subparsers, command, command_group, installation_of, print_json
+from deploy.installation import Installation
+
+
+def register(subparsers: Subparsers) -> None:
+    group = command_group(
+        subparsers,
+        "snapshot",
+        "Usage as a DuckDB file",
+        examples=("headrace snapshot path", 'headrace snapshot query "select * from meta"'),
+    )
+    command(
+        group,
+        "path",
+        "Print the path of the latest snapshot, a DuckDB file that never changes",
+        run_path,
+        examples=("headrace snapshot path", "duckdb -readonly $(headrace snapshot path)"),
+    )
+    parser = command(
+        group,
+        "query",
+        "Ask the latest snapshot in SQL",
+        run_query,
+        examples=(
+            'headrace snapshot query "select * from meta"',
+            'headrace snapshot query "select tenant_slug, sum(amount_unrounded) from charges group by 1" --json',
+        ),
+    )
+    parser.add_argument("sql", help="tables: usage_hourly, usage_daily, charges, prices, meta")
+
+
+def latest(installation: Installation) -> Path:
+    """Raises: CommandError where there is no snapshot."""
+    from core.settings import DatabaseSettings, ObjectSettings
+    from core.snapshots import NoSnapshotError, fetch_latest
+    from deploy.session import settings_of
+
+    try:
+        return asyncio.run(
+            fetch_latest(
+                settings_of(installation, ObjectSettings),
+                settings_of(installation, DatabaseSettings),
+                installation.folder / "snapshots",
+            )
+        )
+    except NoSnapshotError as error:
+        raise CommandError(str(error)) from error
+
+
+def run_path(arguments: argparse.Namespace) -> int:
+    path = latest(installation_of(arguments))
+    if arguments.json:
+        print_json({"path": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+def run_query(arguments: argparse.Namespace) -> int:
+    import duckdb
+
+    connection = duckdb.connect(str(latest(installation_of(arguments))), read_only=True)
+    try:
+        cursor = connection.execute(arguments.sql)
+        names, rows = [item[0] for item in cursor.description or []], cursor.fetchall()
+    except duckdb.Error as error:
+        raise CommandError(f"the snapshot refused the query: {error}") from error
+    finally:
+        connection.close()
+    if arguments.json:
+        print_json([{name: plain(value) for name, value in zip(names, row, strict=True)} for row in rows])
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*names, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*("" if value is None else str(plain(value)) for value in row))
+    Console().print(table)
+    return 0
+
+
+def plain(value: object) -> object:
+    """Numbers without loss: a decimal is canonical text, as in the API."""
+    from decimal import Decimal
+
+    from core.decimals import canonical
+
+    if isinstance(value, Decimal):
+        return canonical(value)
+    return value if isinstance(value, int | float | str | bool | None) else str(value)

@@ -1,0 +1,60 @@
+"""Upkeep of the lake: one run for all tables, and only when one has become slow to read."""
+
+import dagster as dg
+
+from assets.resources import Platform
+from sensors.runs import under_way
+
+MOST_SMALL_FILES = {"usage_events": 24, "audit_events": 24, "usage_hourly": 256, "usage_daily": 256}
+"""Partial sums are folded as they are published, which keeps their files few for tens of thousands of
+slices; putting a block together that is still folded would only make the fold rewrite more."""
+JOB_TAG = {"headrace/job": "lake_maintenance"}
+
+
+@dg.op(
+    description="Compacts tables with many small files, then deletes files that no version of the last seven days "
+    "names. Changes no row; safe beside landing, and to repeat.",
+    pool="lake_rewrite",
+)
+def compact_and_vacuum(context: dg.OpExecutionContext, platform: Platform) -> None:
+    from assets.usage.objects import record  # noqa: PLC0415
+    from core.lake.maintenance import compact, crowded, vacuum  # noqa: PLC0415
+
+    lake = platform.lake()
+    slow = crowded(lake, MOST_SMALL_FILES)
+    for table in MOST_SMALL_FILES:
+        done = compact(lake, table) if table in slow else None
+        if done is not None and table == "usage_events":
+            record(lake, platform.database)
+        deleted = vacuum(lake, table)
+        if done is not None or deleted:
+            metadata = {
+                "files compacted": done.removed if done else 0,
+                "files written": done.added if done else 0,
+                "files deleted": deleted,
+            }
+            context.log_event(dg.AssetObservation(asset_key=table, metadata=metadata))
+
+
+@dg.job(tags=JOB_TAG, description="Compaction and vacuum of every table of the lake.")
+def lake_maintenance() -> None:
+    compact_and_vacuum()
+
+
+@dg.schedule(
+    job=lake_maintenance,
+    cron_schedule="*/30 * * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Looks each half hour; a run only where a table has too many small files.",
+)
+def lake_maintenance_each_half_hour(
+    context: dg.ScheduleEvaluationContext, platform: Platform
+) -> dg.RunRequest | dg.SkipReason:
+    from core.lake.maintenance import crowded  # noqa: PLC0415
+
+    if wait := under_way(context.instance, JOB_TAG):
+        return wait
+    slow = crowded(platform.lake(), MOST_SMALL_FILES)
+    if not slow:
+        return dg.SkipReason("no table has many small files")
+    return dg.RunRequest(tags={"headrace/tables": ",".join(slow)})

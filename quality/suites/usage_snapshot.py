@@ -1,0 +1,76 @@
+"""The latest snapshot, as an analyst opens it."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from assets.resources import Platform
+from core.meters import METERS
+from core.snapshots import fetch_latest, read_pointer
+from quality.suites.reading import said
+from quality.suites.suite import SAMPLE, Expectation, Suite, between, holds, matches, one_of, present
+
+if TYPE_CHECKING:
+    import polars as pl
+
+QUERY = f"""
+with day as (
+    select tenant, meter, date_trunc('day', period_start at time zone 'UTC') as day, sum(quantity) as quantity,
+           sum(events) as events
+    from usage_hourly group by all
+)
+select d.tenant, d.tenant_slug, d.meter, d.period_start, d.dimensions, d.quantity, d.events,
+       (select count(*) from charges c where c.tenant = d.tenant and c.meter = d.meter) as charges,
+       (select count(*) from charges c where c.tenant = d.tenant and c.meter = d.meter
+            and (c.amount_unrounded < 0 or not exists (select 1 from prices p where p.id = c.price_id))) as strange_charges,
+       h.quantity as hours_quantity, s.quantity as days_quantity,
+       (select value from meta where name = 'lake_version') as lake_version
+from usage_daily d
+join day h on h.tenant = d.tenant and h.meter = d.meter and h.day = d.period_start at time zone 'UTC'
+join (select tenant, meter, period_start, sum(quantity) as quantity from usage_daily group by all) s
+    on s.tenant = d.tenant and s.meter = d.meter and s.period_start = d.period_start
+order by d.period_start desc, d.tenant, d.meter limit {SAMPLE}
+"""
+
+
+def sample(platform: Platform) -> "pl.DataFrame | None":
+    """The newest days of the snapshot that the pointer names, opened from a copy as anybody would."""
+    import duckdb  # noqa: PLC0415
+    import polars as pl  # noqa: PLC0415
+
+    pointer = asyncio.run(read_pointer(platform.objects, platform.database))
+    if pointer is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="headrace-suite-") as folder:
+        path = asyncio.run(fetch_latest(platform.objects, platform.database, Path(folder)))
+        connection = duckdb.connect(str(path), read_only=True)
+        try:
+            table = connection.sql(QUERY).to_arrow_table()
+        finally:
+            connection.close()
+    return prepared(pl.DataFrame(table), pointer.lake_version)
+
+
+def prepared(rows: "pl.DataFrame", lake_version: int) -> "pl.DataFrame":
+    """Rules over several columns as columns of `yes` and `no`. Pure."""
+    import polars as pl  # noqa: PLC0415
+
+    return rows.with_columns(
+        days_add_up_to_their_hours=said(pl.col("hours_quantity") == pl.col("days_quantity")),
+        shows_the_pointers_version=said(pl.col("lake_version") == str(lake_version)),
+    ).drop("hours_quantity", "days_quantity", "lake_version")
+
+
+EXPECTATIONS: tuple[Expectation, ...] = (
+    present("tenant", "usage is somebody's"),
+    one_of("meter", sorted(METERS), "only meters of the registry are counted"),
+    between("quantity", 0, None, "sums of quantities are not negative"),
+    between("events", 0, None, "a day cannot hold fewer than no events"),
+    matches("dimensions", r"^\{.*\}$", "dimensions are an object"),
+    between("strange_charges", 0, 0, "a charge is not negative and names a price that is in the file"),
+    holds("days_add_up_to_their_hours", "a day is the sum of its hours"),
+    holds("shows_the_pointers_version", "the pointer and the file's `meta` name one lake version"),
+)
+
+SUITE = Suite("usage_snapshot", "usage_snapshot", "the latest snapshot", sample, EXPECTATIONS)

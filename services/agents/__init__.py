@@ -1,0 +1,1 @@
+"""Agents: what they are, conversations with them, and the runs that answer."""

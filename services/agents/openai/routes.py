@@ -1,0 +1,401 @@
+"""HTTP of `/v1`."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import orjson
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from core.database import Database, tenant
+from core.tasks import cancel
+from services.agents import agent_store
+from services.agents.openai import requests, shapes
+from services.agents.openai.passthrough import Call
+from services.agents.openai.requests import AGENT, flag, model_of, unsupported
+from services.agents.openai.runs import NOBODY, Runs, Said, refused
+from services.agents.openai.shapes import ALIVE, DONE, Chat, Responses
+from services.agents.openai.usage import CallMeter, UsageWriter
+from services.agents.providers import ProviderError, Providers, Target
+from services.agents.store import Window
+from services.common import openai_errors
+from services.common.auth import Principal, require
+from services.common.body import read
+from services.common.errors import Problem, from_exception, not_found
+from services.common.events import AgentEvents, StreamLostError
+from services.common.paging import MAX_LIMIT, Page
+from services.common.spool import Spool
+from services.common.token_window import RESERVED, TokenWindow, reserved
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+T = TypeVar("T")
+_RUN: Final = re.compile(r"run_[0-9a-f-]{36}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAI:
+    """What the routes work with; the app puts it at `app.state.openai`."""
+
+    database: Database
+    providers: Providers
+    runs: Runs
+    usage: UsageWriter
+
+    async def target(self, principal: Principal, model: str) -> Target:
+        """Raises: Problem 404, 502."""
+        try:
+            return await self.providers.resolve(principal.tenant_id, model)
+        except ProviderError as error:
+            raise refused(error) from None
+
+    def call(
+        self, request: Request, principal: Principal, target: Target, *, embedding: bool = False
+    ) -> Call:
+        counted = reserved(request.headers.get(RESERVED))
+        meter = CallMeter(self.usage, principal, target, embedding, counted)
+        return Call(self.providers.client(target.provider), target, meter)
+
+
+@asynccontextmanager
+async def open_openai(
+    database: Database,
+    system: Database,
+    providers: Providers,
+    events: AgentEvents,
+    window: TokenWindow,
+    spool: Path,
+) -> AsyncIterator[OpenAI]:
+    """For one process.
+
+    Args:
+        database, system: roles `app` and `system`.
+        spool: folder where what calls used is kept until it is in the outbox.
+    """
+    usage = UsageWriter(Spool(spool), system, window)
+    usage.start()
+    try:
+        yield OpenAI(database, providers, Runs(database, providers, events), usage)
+    finally:
+        await usage.close()
+
+
+def _openai(request: Request) -> OpenAI:
+    found: OpenAI = request.app.state.openai
+    return found
+
+
+def _run_of(response: str) -> str:
+    found = shapes.run_id(response)
+    if _RUN.fullmatch(found) is None:
+        raise not_found("response")
+    return found
+
+
+OpenAIOf = Annotated[OpenAI, Depends(_openai)]
+RunOf = Annotated[str, Depends(_run_of)]
+Caller = Annotated[Principal, Depends(require("agents:run"))]
+_BODY: Final[dict[str, Any]] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+
+
+@router.get("/models")
+async def list_models(openai: OpenAIOf, principal: Caller) -> dict[str, Any]:
+    """The models of all providers as `provider/model`, and your published agents as `agent:<slug>`."""
+    models = [
+        _model(target.name, target.provider.name)
+        for target in await openai.providers.models(principal.tenant_id)
+    ]
+    after = ""
+    with tenant(principal.tenant_id or NOBODY):
+        async with openai.database.reader() as connection:
+            while True:
+                page = Page(limit=MAX_LIMIT, after=after, order="asc")
+                found = await agent_store.agents(connection, Window.of(page))
+                shown = found[:MAX_LIMIT]
+                models += [
+                    _model(AGENT + one.slug, "headrace") for one in shown if one.published_version is not None
+                ]
+                if len(found) <= MAX_LIMIT:
+                    return {"object": "list", "data": models}
+                after = shown[-1].id
+
+
+@router.get("/models/{model:path}")
+async def get_model(openai: OpenAIOf, principal: Caller, model: str) -> dict[str, Any]:
+    """One of them."""
+    if model.startswith(AGENT):
+        for one in (await list_models(openai, principal))["data"]:
+            if one["id"] == model:
+                found: dict[str, Any] = one
+                return found
+        raise not_found("model")
+    target = await openai.target(principal, model)
+    return _model(target.name, target.provider.name)
+
+
+@router.post("/chat/completions", openapi_extra=_BODY)
+async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
+    """`agent:<slug>` starts a run and answers with it; another model is its provider's business. A
+    caller who leaves a stream ends the work. `metadata.conversation_id` goes on with a conversation."""
+    body = requests.document(await read(request, max_bytes=requests.MAX_BYTES))
+    model, streamed = model_of(body), flag(body, "stream")
+    if not model.startswith(AGENT):
+        call = openai.call(request, principal, await openai.target(principal, model))
+        work = call.stream if streamed else call.whole
+        return await _unless_left(request, work("/chat/completions", body))
+    if body.get("tools"):
+        raise unsupported("tools", "an agent has tools of its own; name a model to use yours.")
+    metadata = requests.metadata_of(body)
+    conversation = metadata.get("conversation_id")
+    started = await openai.runs.start(
+        principal, model, requests.messages_of(body), conversation=conversation, metadata=dict(metadata)
+    )
+    openai.usage.release(principal, reserved(request.headers.get(RESERVED)))
+    shape = Chat(started.run_id, model, int(time.time()), include_usage=requests.includes_usage(body))
+    headers = {"x-run-id": started.run_id, "x-conversation-id": started.conversation_id}
+    if streamed:
+        pieces = _chat_pieces(openai.runs, principal, started.run_id, shape)
+        return Stream(pieces, headers, _canceller(openai.runs, principal, started.run_id))
+    said = await _or_cancel(request, openai.runs, principal, started.run_id)
+    if said.done is None or said.done.type != "run.completed":
+        problem = shapes.failure(said.done) if said.done else Problem(502, "stream_lost", "Lost")
+        problem.headers |= headers
+        raise problem
+    return _json(shape.whole(said), headers)
+
+
+@router.post("/embeddings", openapi_extra=_BODY)
+async def embeddings(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
+    """Vectors of texts by a provider's model."""
+    body = requests.document(await read(request, max_bytes=requests.MAX_BYTES))
+    target = await openai.target(principal, model_of(body))
+    call = openai.call(request, principal, target, embedding=True)
+    return await _unless_left(request, call.whole("/embeddings", body))
+
+
+@router.post("/responses", openapi_extra=_BODY)
+async def create_response(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
+    """A run of an agent or of a bare model. With `background` it goes on whoever leaves; without, a caller
+    who leaves ends it. `previous_response_id` goes on with its conversation."""
+    body = requests.document(await read(request, max_bytes=requests.MAX_BYTES))
+    model, streamed = model_of(body), flag(body, "stream")
+    background, stored = flag(body, "background"), flag(body, "store", default=True)
+    if body.get("tools"):
+        raise unsupported("tools", "agents have tools of their own; chat/completions takes yours.")
+    if background and not stored:
+        raise unsupported("store", "a background response must be stored to be found again.")
+    instructions, previous = body.get("instructions") or "", body.get("previous_response_id")
+    conversation = None
+    if previous is not None:
+        found, _ = await openai.runs.get(principal, _run_of(str(previous)))
+        conversation = found.conversation_id
+    own = {"background": background, "model": model, "previous": previous}
+    started = await openai.runs.start(
+        principal,
+        model,
+        requests.input_of(body),
+        conversation=conversation,
+        metadata={**requests.metadata_of(body), "openai": own},
+        instructions=str(instructions),
+        temperature=requests.temperature_of(body),
+    )
+    openai.usage.release(principal, reserved(request.headers.get(RESERVED)))
+    run_id, headers = started.run_id, {"x-run-id": started.run_id}
+    if streamed:
+        gone = None if background else _canceller(openai.runs, principal, run_id)
+        ended = None if stored else _deleter(openai.runs, principal, run_id)
+        return Stream(await _response_pieces(openai.runs, principal, run_id, 0), headers, gone, ended)
+    if not background:
+        await _or_cancel(request, openai.runs, principal, run_id)
+    answer = _json(shapes.response(*await openai.runs.get(principal, run_id)), headers)
+    if not stored:
+        await openai.runs.delete(principal, run_id)
+    return answer
+
+
+@router.get("/responses/{response}")
+async def get_response(
+    openai: OpenAIOf,
+    principal: Caller,
+    run: RunOf,
+    stream: bool = False,
+    starting_after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+) -> Response:
+    """How it is, or its events behind `starting_after`, whoever streamed them before."""
+    if not stream:
+        return _json(shapes.response(*await openai.runs.get(principal, run)), {"x-run-id": run})
+    return Stream(await _response_pieces(openai.runs, principal, run, starting_after), {"x-run-id": run})
+
+
+@router.post("/responses/{response}/cancel")
+async def cancel_response(openai: OpenAIOf, principal: Caller, run: RunOf) -> Response:
+    """End it; the answer is how it ended, or where it stands after a few seconds."""
+    await openai.runs.cancel(principal, run)
+    try:
+        async with asyncio.timeout(5):
+            await openai.runs.said(principal, run)
+            # The row ends in the transaction that writes the last event.
+    except (TimeoutError, StreamLostError):
+        pass
+    return _json(shapes.response(*await openai.runs.get(principal, run)), {"x-run-id": run})
+
+
+@router.delete("/responses/{response}")
+async def delete_response(openai: OpenAIOf, principal: Caller, run: RunOf) -> dict[str, Any]:
+    """With what was asked and answered."""
+    await openai.runs.delete(principal, run)
+    return {"id": shapes.response_id(run), "object": "response", "deleted": True}
+
+
+class Stream(Response):
+    """Server-sent events that come when they come.
+
+    Args:
+        gone: done when the caller leaves before the end.
+        ended: done in any case when it is over.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        headers: dict[str, str],
+        gone: Any = None,
+        ended: Any = None,
+    ) -> None:
+        super().__init__(headers={**headers, "cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._pieces, self._gone, self._ended = pieces, gone, ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        passing = asyncio.create_task(self._pass(send))
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not passing.done() and self._gone is not None:
+                await self._gone()
+            if passing.done():
+                passing.result()
+        finally:
+            await cancel(passing, leaving)
+            if self._ended is not None:
+                await self._ended()
+
+    async def _pass(self, send: Send) -> None:
+        async with aclosing(self._pieces) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _chat_pieces(
+    runs: Runs, principal: Principal, run_id: str, shape: Chat
+) -> AsyncGenerator[bytes, None]:
+    said = Said()
+    yield shape.first()
+    try:
+        async with aclosing(runs.events(principal, run_id)) as events:
+            async for one in events:
+                if one is None:
+                    yield ALIVE
+                elif text := said.take(one):
+                    yield shape.delta(text)
+    except (Problem, StreamLostError) as error:
+        yield shapes.sse(openai_errors.body(_broken(error))) + DONE
+        return
+    yield shape.end(said)
+
+
+async def _response_pieces(
+    runs: Runs, principal: Principal, run_id: str, after: int
+) -> AsyncGenerator[bytes, None]:
+    """Raises: Problem 404 at once."""
+    found, _ = await runs.get(principal, run_id)
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        shape = Responses(found)
+        try:
+            async with aclosing(runs.events(principal, run_id)) as events:
+                async for one in events:
+                    if one is None:
+                        yield ALIVE
+                        continue
+                    # Earlier ones are seen too: what a later one adds depends on them.
+                    data = shape.of(one)
+                    if one.seq > after:
+                        yield data
+        except (Problem, StreamLostError) as error:
+            fault = openai_errors.error(_broken(error))
+            yield shapes.sse(orjson.dumps({"type": "error", "sequence_number": after, **fault}), "error")
+
+    return pieces()
+
+
+def _broken(error: Exception) -> Problem:
+    if isinstance(error, StreamLostError):
+        return Problem(503, "stream_lost", "The stream was lost", "Read on behind the last event you have.")
+    return from_exception(error)
+
+
+async def _or_cancel(request: Request, runs: Runs, principal: Principal, run_id: str) -> Said:
+    """What the run says in the end; a caller who leaves before cancels it, and so does a stream that stays lost."""
+    try:
+        return await _unless_left(request, runs.said(principal, run_id))
+    except _LeftError:
+        await runs.cancel(principal, run_id)
+        raise
+    except StreamLostError as error:
+        # Who reads this starts another one.
+        await runs.cancel(principal, run_id)
+        raise _broken(error) from error
+
+
+class _LeftError(Problem):
+    """Nobody waits for the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "caller_gone", "The caller left")
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is ended where the caller leaves. Raises: _LeftError."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _LeftError
+    finally:
+        await cancel(working, leaving)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _canceller(runs: Runs, principal: Principal, run_id: str) -> Any:
+    return lambda: runs.cancel(principal, run_id)
+
+
+def _deleter(runs: Runs, principal: Principal, run_id: str) -> Any:
+    return lambda: runs.delete(principal, run_id)
+
+
+def _model(name: str, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def _json(content: dict[str, Any], headers: dict[str, str]) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json", headers=headers)

@@ -1,0 +1,1 @@
+"""Billing: takes usage in, answers quota live, prices it, drafts the invoice, shows the proof."""

@@ -1,0 +1,232 @@
+"""Prices, the draft invoice and the proof behind it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from core.clock import now, rfc3339
+from core.database import Database, tenant
+from core.decimals import canonical, total
+from core.invoices import difference
+from core.invoices.issue import Pending
+from core.prices import EVERYBODY, Books, Price
+from core.rating import POLICY, Line, Unpriced, explain, round_amount
+from services.billing import documents, store
+from services.billing.invoices.handlers import InvoiceHandlers, plain
+from services.common.errors import Problem
+
+_FATES: Final = ("counted", "duplicates", "quarantined", "rejected")
+
+
+class Money:
+    def __init__(self, app: Database, system: Database, invoices: InvoiceHandlers) -> None:
+        self._app, self._system, self._invoices, self._books = app, system, invoices, Books()
+
+    async def prices(
+        self, tenant_id: str, wanted: Mapping[str, str], *, after: str, limit: int
+    ) -> documents.Prices:
+        """The price book as this tenant sees it, corrected rows left out, in the order of owner and meter.
+
+        Args:
+            wanted: values of `meter` and of dimensions; nothing where all are asked for.
+
+        Raises:
+            Problem: 404 `not_found`, for a cursor that is no such price.
+        """
+        with tenant(tenant_id):
+            async with self._app.reader() as connection:
+                book = await self._books.of(connection, tenant_id)
+        found = [
+            price
+            for price in book.prices
+            if all(
+                dict(price.dimensions, meter=price.meter).get(key) == value for key, value in wanted.items()
+            )
+        ]
+        ids = [price.id for price in found]
+        if after and after not in ids:
+            raise Problem(
+                404, "not_found", "Not found", "`after` is no price of this list; begin without it."
+            )
+        start, at = ids.index(after) + 1 if after else 0, now()
+        data = [_price(price, at) for price in found[start : start + limit]]
+        return {"object": "list", "data": data, "has_more": len(found) > start + limit}
+
+    async def draft(self, tenant_id: str) -> documents.DraftInvoice:
+        """The invoice of all usage not yet invoiced, whatever its date, from published cells: what is open,
+        and what closed periods owe or get back.
+
+        Raises:
+            Problem: 409 `mixed_currency`, `published_went_back`.
+        """
+        draft = await self._invoices.draft(tenant_id)
+        currencies = {rated.currency for rated in draft.open} | {one.currency for one in draft.pending}
+        currencies.discard(None)
+        if len(currencies) > 1:
+            raise Problem(
+                409, "mixed_currency", "Prices in several currencies",
+                f"What is not invoiced yet is priced in {', '.join(sorted(map(str, currencies)))}; close each apart.",
+            )  # fmt: skip
+        currency = next(iter(currencies), None) or next((price.currency for price in draft.book.prices), None)
+        unrounded = total(
+            [
+                *(rated.unrounded for rated in draft.open),
+                *(Decimal(line.amount_unrounded) for one in draft.pending for line in one.lines),
+            ]
+        )
+        amount = total(
+            [
+                *(rated.total for rated in draft.open),
+                *(Decimal(line.amount) for one in draft.pending for line in one.lines),
+            ]
+        )
+        pieces = draft.pieces
+        return {
+            "object": "invoice",
+            "status": "draft",
+            "tenant": tenant_id,
+            "period": {
+                "start": rfc3339(min(p.first for p in pieces)) if pieces else None,
+                "end": rfc3339(max(p.last for p in pieces) + timedelta(hours=1)) if pieces else None,
+            },
+            "currency": currency,
+            "lines": [_line(line) for rated in draft.open for line in rated.lines],
+            "adjustments": [_adjustment(one) for one in draft.pending],
+            "unpriced": [_unpriced(item) for rated in draft.open for item in rated.unpriced],
+            "unrounded": canonical(unrounded),
+            "total": str(amount if currency is None else round_amount(amount, currency)),
+            "rounding": POLICY,
+            "lake_version": None if draft.landed is None else draft.landed.lake_version,
+            "slice": None if draft.landed is None else draft.landed.slice,
+            "price_revision": draft.book.revision,
+        }
+
+    async def invariants(self, tenant_id: str | None) -> documents.Invariants:
+        """Where every record of a tenant went, and whether all sums agree; of everybody for None."""
+        lost = list[store.Lost]()
+        if tenant_id is None:
+            async with self._system.reader() as connection:
+                found = await store.conservation(connection)
+                lost = await store.lost(connection)
+        else:
+            with tenant(tenant_id):
+                async with self._app.reader() as connection:
+                    found = await store.conservation(connection)
+        partitions = found["partitions"] or []
+        totals = documents.Fates(
+            landed=sum(row["landed"] for row in partitions),
+            counted=sum(row["counted"] for row in partitions),
+            duplicates=sum(row["duplicates"] for row in partitions),
+            quarantined=sum(row["quarantined"] for row in partitions),
+            rejected=sum(row["rejected"] for row in partitions),
+            voids=sum(row["voids"] for row in partitions),
+            checkpoints=sum(row["checkpoints"] for row in partitions),
+        )
+        # A void is a counted record and takes a counted event out.
+        effective = totals["counted"] - totals["checkpoints"] - 2 * totals["voids"]
+        checks = {
+            "every landed record has one fate": all(
+                row["landed"] == sum(row[fate] for fate in _FATES) for row in partitions
+            ),
+            "hourly cells hold every counted event that was not voided": found["hour_events"] == effective,
+            "daily cells hold every counted event that was not voided": found["day_events"] == effective,
+            "hours and days add up to the same quantities": found["unequal_sums"] == 0,
+        }
+        if tenant_id is None:
+            landed = {(row["topic_id"], row["partition"]): row["landed"] for row in partitions}
+            gone: Counter[tuple[str, int]] = Counter()
+            for one in lost:
+                gone[one.topic_id, one.partition] += 0 if one.end is None else one.end - one.first
+            checks["every offset below the watermark has landed or is booked as lost"] = all(
+                landed.get((topic_id, partition), 0) + gone[topic_id, partition] == offset
+                for topic_id, partition, offset in found["watermark"] or ()
+            )
+        return {
+            "object": "invariants",
+            "tenant": tenant_id,
+            "partitions": partitions,
+            "totals": totals,
+            "lost": [_lost(one) for one in lost],
+            "checks": [{"name": name, "holds": holds} for name, holds in checks.items()],
+            "lake_version": found["lake_version"],
+            "holds": all(checks.values()),
+        }
+
+
+def _lost(one: store.Lost) -> documents.LostRange:
+    return {
+        "topic_id": one.topic_id,
+        "partition": one.partition,
+        "first_offset": one.first,
+        "end_offset": one.end,
+        "kind": one.kind,
+        "reason": one.reason,
+        "accepted_by": one.accepted_by,
+        "accepted_at": rfc3339(one.accepted_at),
+    }
+
+
+def _price(price: Price, at: datetime) -> documents.PriceShown:
+    return {
+        "id": price.id,
+        "object": "price",
+        "holds_for": "everybody" if price.tenant == EVERYBODY else "you",
+        "meter": price.meter,
+        "dimensions": dict(price.dimensions),
+        "model": price.model,
+        "unit_price": canonical(price.unit_price),
+        "per": price.per,
+        "tiers": [
+            {
+                "up_to": None if tier.up_to is None else canonical(tier.up_to),
+                "unit_price": canonical(tier.unit_price),
+                "fee": canonical(tier.fee),
+            }
+            for tier in price.tiers
+        ],
+        "included": canonical(price.included),
+        "minimum": canonical(price.minimum),
+        "currency": price.currency,
+        "valid_from": rfc3339(price.valid_from),
+        "valid_to": None if price.valid_to is None else rfc3339(price.valid_to),
+        "revision": price.revision,
+        "recorded_at": None if price.recorded_at is None else rfc3339(price.recorded_at),
+        "holds_now": price.holds(at),
+    }
+
+
+def _line(line: Line) -> documents.InvoiceLine:
+    price = line.price
+    return {
+        "meter": price.meter,
+        "dimensions": dict(price.dimensions),
+        "quantity": canonical(line.quantity),
+        "unit_price": canonical(price.unit_price),
+        "per": price.per,
+        "price": price.id,
+        "amount_unrounded": canonical(line.amount_unrounded),
+        "amount": str(line.amount),
+        "explanation": explain(line),
+    }
+
+
+def _adjustment(pending: Pending) -> Any:
+    unrounded, amount = difference.sums(pending.lines, pending.currency)
+    return {
+        "adjusts": pending.adjusts,
+        "reason": "late_usage",
+        "service_period": {"start": rfc3339(pending.period.start), "end": rfc3339(pending.period.end)},
+        "lines": plain(pending.lines),
+        "unrounded": unrounded,
+        "total": amount,
+    }
+
+
+def _unpriced(item: Unpriced) -> documents.UnpricedUsage:
+    return {
+        "meter": item.meter,
+        "dimensions": dict(item.dimensions),
+        "quantity": canonical(item.quantity),
+    }

@@ -1,0 +1,207 @@
+"""`GET /api/v1/usage`: published cells plus the tail behind them, as one number."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal
+
+from core.clock import rfc3339
+from core.database import Database, tenant
+from core.decimals import canonical, from_nano, nano_of
+from core.meters import METERS
+from services.billing import documents, store
+from services.billing.live import LiveUsage, Published, StaleCellsError, View
+from services.billing.store import MAX_CELLS, CellRow
+from services.billing.tail import Cell, Dimensions
+from services.common.errors import invalid
+
+Grain = Literal["total", "hour", "day"]
+ATTEMPTS: Final = 5
+_HOUR: Final = timedelta(hours=1)
+_DAY: Final = timedelta(days=1)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which usage: whole hours (days for grain `day`) of [since, until)."""
+
+    tenant: str
+    grain: Grain
+    since: datetime | None
+    until: datetime | None
+    meter: str | None
+
+    @property
+    def published_grain(self) -> store.Grain:
+        """Days are enough for a sum, unless it begins or ends inside one."""
+        if self.grain != "total":
+            return self.grain
+        inside = any(edge is not None and edge != floor(edge, _DAY) for edge in (self.since, self.until))
+        return "hour" if inside else "day"
+
+    def period_of(self, hour: int) -> datetime | None:
+        """Start of the answer's cell that this hour belongs to; None where everything is one sum."""
+        if self.grain == "total":
+            return None
+        start = datetime.fromtimestamp(hour, UTC)
+        return start if self.grain == "hour" else floor(start, _DAY)
+
+    def contains(self, cell: Cell) -> bool:
+        meter, hour, _ = cell.key
+        start = datetime.fromtimestamp(hour, UTC)
+        return (
+            (self.meter is None or self.meter == meter)
+            and (self.since is None or start >= self.since)
+            and (self.until is None or start < self.until)
+        )
+
+
+_Sums = dict[tuple[datetime | None, str, Dimensions], list[int]]
+
+
+class Quota:
+    def __init__(self, app: Database, live: LiveUsage) -> None:
+        self._app, self._live = app, live
+
+    async def answer(self, question: Question) -> documents.Usage:
+        """The document of `GET /api/v1/usage`.
+
+        Raises:
+            Problem: 422 `too_many_cells`.
+        """
+        rows, published, view = await self._read(question)
+        sums: _Sums = {}
+        for row in rows:
+            key = (row.period_start, row.meter, tuple(sorted(row.dimensions.items())))
+            _add(sums, key, nano_of(row.quantity), row.events)
+        for cell in view.cells if view is not None else ():
+            if question.contains(cell):
+                meter, hour, dimensions = cell.key
+                total = question.grain == "total"
+                _add(
+                    sums,
+                    (question.period_of(hour), meter, () if total else dimensions),
+                    cell.nano,
+                    cell.events,
+                )
+        if len(sums) > MAX_CELLS:
+            raise invalid(
+                "",
+                f"the answer has more than {MAX_CELLS} cells; ask for a shorter time, one meter or days",
+                code="too_many_cells",
+            )
+        return {
+            "object": "usage",
+            "tenant": question.tenant,
+            "grain": question.grain,
+            "from": None if question.since is None else rfc3339(question.since),
+            "to": None if question.until is None else rfc3339(question.until),
+            "quantities": _by_meter(sums),
+            "data": [_document(key, sums[key], question.grain) for key in sorted(sums, key=_order)],
+            "live": view is not None and view.live,
+            "lake_version": published.lake_version,
+            "as_of": _as_of(published, view),
+        }
+
+    async def _read(self, question: Question) -> tuple[list[CellRow], Published, View | None]:
+        """Cells and the tail that begins exactly where they end."""
+        for attempt in range(ATTEMPTS):
+            with tenant(question.tenant):
+                # A replica may lag behind what the tail has already let go: then ask the primary.
+                opened = self._app.writer() if attempt else self._app.reader()
+                async with opened as connection:
+                    rows, published = await store.cells(
+                        connection,
+                        question.published_grain,
+                        since=question.since,
+                        until=question.until,
+                        meter=question.meter,
+                        summed=question.grain == "total",
+                    )
+            try:
+                return rows, published, await self._live.view(published, question.tenant)
+            except StaleCellsError:
+                continue
+        return rows, published, None
+
+
+def question(
+    tenant_id: str, grain: Grain, since: datetime | None, until: datetime | None, meter: str | None
+) -> Question:
+    """Times are widened to whole hours (days for grain `day`): usage is not kept any finer.
+
+    Raises:
+        Problem: 422 for an unknown meter, times without zone, or an end that is not after the start.
+    """
+    step = _DAY if grain == "day" else _HOUR
+    if meter is not None and meter not in METERS:
+        raise invalid("/meter", "not a registered meter; see GET /api/v1/meters", code="unknown_meter")
+    for name, edge in (("from", since), ("to", until)):
+        if edge is not None and edge.tzinfo is None:
+            raise invalid(f"/{name}", "give the time with its zone, such as 2026-01-01T00:00:00Z")
+    try:
+        start = None if since is None else floor(since, step)
+        end = None if until is None else floor(until + step - _MICROSECOND, step)
+    except OverflowError:
+        raise invalid("/from", "the time is outside what the platform keeps") from None
+    if start is not None and end is not None and end <= start:
+        raise invalid("/to", "`to` must lie after `from`")
+    return Question(tenant_id, grain, start, end, meter)
+
+
+def floor(instant: datetime, step: timedelta) -> datetime:
+    """Start of the step (hour or day, UTC) that the instant lies in."""
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    return epoch + (instant - epoch) // step * step
+
+
+def _add(sums: _Sums, key: tuple[datetime | None, str, Dimensions], nano: int, events: int) -> None:
+    entry = sums.setdefault(key, [0, 0])
+    entry[0] += nano
+    entry[1] += events
+
+
+def _by_meter(sums: _Sums) -> dict[str, str]:
+    totals: dict[str, int] = {}
+    for (_, meter, _), (nano, _) in sums.items():
+        totals[meter] = totals.get(meter, 0) + nano
+    return {meter: canonical(from_nano(totals[meter])) for meter in sorted(totals)}
+
+
+def _order(key: tuple[datetime | None, str, Dimensions]) -> tuple[str, str, Dimensions]:
+    period, meter, dimensions = key
+    return ("" if period is None else period.isoformat(), meter, dimensions)
+
+
+def _document(
+    key: tuple[datetime | None, str, Dimensions], entry: Iterable[int], grain: Grain
+) -> documents.UsageCell:
+    period, meter, dimensions = key
+    nano, events = entry
+    known = METERS.get(meter)
+    document: documents.UsageCell = {
+        "meter": meter,
+        "unit": known.unit if known is not None else None,
+        "quantity": canonical(from_nano(nano)),
+        "events": events,
+    }
+    if period is not None:
+        end = period + (_DAY if grain == "day" else _HOUR)
+        document["period_start"], document["period_end"] = rfc3339(period), rfc3339(end)
+        document["dimensions"] = dict(dimensions)
+    return document
+
+
+def _as_of(published: Published, view: View | None) -> documents.AsOf:
+    """The next offset of each partition: usage in front of it is in the answer."""
+    if view is not None:
+        return {"topic_id": view.topic_id, "offsets": _offsets(view.offsets)}
+    if len(published.offsets) == 1:
+        ((topic_id, offsets),) = published.offsets.items()
+        return {"topic_id": topic_id, "offsets": _offsets(offsets)}
+    return {"topic_id": None, "offsets": {}}
+
+
+def _offsets(offsets: Mapping[int, int]) -> dict[str, int]:
+    return {str(partition): offsets[partition] for partition in sorted(offsets)}

@@ -1,0 +1,219 @@
+"""What billing reads and writes in PostgreSQL. Whatever must fit together comes from one statement,
+which is one snapshot."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from core.ids import derived_id
+from services.billing.live import Published
+
+Grain = Literal["hour", "day"]
+MAX_CELLS: Final = 10_000
+
+_PUBLISHED: Final = """
+published as (
+    select (select jsonb_agg(jsonb_build_array(topic_id, partition, next_offset)) from usage_watermark) as offsets,
+           (select max(lake_version) from usage_publication) as version
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CellRow:
+    """A published cell, or several cells added up; `period_start` is None for a sum over all periods."""
+
+    meter: str
+    period_start: datetime | None
+    dimensions: Mapping[str, str]
+    quantity: Decimal
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """A registered import; events of its source from start to end (both included) may be old."""
+
+    id: str
+    source: str
+    period_start: datetime
+    period_end: datetime
+
+    @classmethod
+    def of(cls, tenant_id: str, source: str, start: datetime, end: datetime) -> "Import":
+        """Declaring the same again is the same import."""
+        made = derived_id(tenant_id, source, start.isoformat(), end.isoformat())
+        return cls(f"imp_{made}", source, start, end)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Offsets [first, end) that were gone from the topic before they landed; an end that nobody knows is None."""
+
+    topic_id: str
+    partition: int
+    first: int
+    end: int | None
+    kind: str
+    reason: str
+    accepted_by: str
+    accepted_at: datetime
+
+
+async def published(connection: AsyncConnection) -> Published:
+    row = (await connection.execute(text(f"with {_PUBLISHED} select offsets, version from published"))).one()
+    return _published(row[0], row[1])
+
+
+async def cells(
+    connection: AsyncConnection,
+    grain: Grain,
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    meter: str | None,
+    summed: bool,
+) -> tuple[list[CellRow], Published]:
+    """The tenant's cells of [since, until) and what they reflect, in one snapshot.
+
+    Args:
+        summed: one row for each meter instead of one for each cell; else at most `MAX_CELLS` + 1.
+    """
+    wanted = """
+        from usage_cell where grain = :grain
+            and (cast(:since as timestamptz) is null or period_start >= :since)
+            and (cast(:until as timestamptz) is null or period_start < :until)
+            and (cast(:meter as text) is null or meter = :meter)
+    """
+    chosen = (
+        f"select meter, null::timestamptz as period_start, null::jsonb as dimensions, sum(quantity) as quantity, "
+        f"sum(events)::bigint as events {wanted} group by meter"
+        if summed
+        else f"select meter, period_start, dimensions, quantity, events {wanted} "
+        "order by period_start, meter, dimensions_key limit :limit"
+    )
+    rows = await connection.execute(
+        text(
+            f"with {_PUBLISHED}, chosen as ({chosen}) "
+            "select p.offsets, p.version, c.meter, c.period_start, c.dimensions, c.quantity, c.events "
+            "from published p left join chosen c on true"
+        ),
+        {
+            "grain": grain,
+            "since": since,
+            "until": until,
+            "meter": meter,
+            **({} if summed else {"limit": MAX_CELLS + 1}),
+        },
+    )
+    found = rows.all()
+    return [CellRow(row[2], row[3], row[4] or {}, row[5], row[6]) for row in found if row[2] is not None], (
+        _published(found[0][0], found[0][1])
+    )
+
+
+async def conservation(connection: AsyncConnection) -> dict[str, Any]:
+    """Fates by partition, and what must agree with them, in one snapshot.
+
+    Role `app`: of its tenant. Role `system`: of all tenants and of records
+    that name none.
+    """
+    row = (
+        await connection.execute(
+            text(
+                """
+                select
+                    (select jsonb_agg(p order by p.topic_id, p.partition) from (
+                        select topic_id, partition, sum(landed)::bigint as landed, sum(counted)::bigint as counted,
+                               sum(duplicates)::bigint as duplicates, sum(quarantined)::bigint as quarantined,
+                               sum(rejected)::bigint as rejected, sum(voids)::bigint as voids,
+                               sum(checkpoints)::bigint as checkpoints, max(lake_version) as lake_version
+                        from usage_conservation group by topic_id, partition) p) as partitions,
+                    (select coalesce(sum(events), 0)::bigint from usage_cell where grain = 'hour') as hour_events,
+                    (select coalesce(sum(events), 0)::bigint from usage_cell where grain = 'day') as day_events,
+                    (select count(*) from (
+                        select 1 from usage_cell group by tenant_id, meter
+                        having sum(quantity) filter (where grain = 'hour')
+                            is distinct from sum(quantity) filter (where grain = 'day')) d) as unequal_sums,
+                    (select jsonb_agg(jsonb_build_array(topic_id, partition, next_offset)) from usage_watermark)
+                        as watermark,
+                    (select max(lake_version) from usage_publication) as lake_version
+                """
+            )
+        )
+    ).one()
+    return dict(row._mapping)
+
+
+async def lost(connection: AsyncConnection) -> list[Lost]:
+    """Records that never landed and were accepted as lost (role `system`)."""
+    rows = await connection.execute(
+        text(
+            "select topic_id, partition, first_offset, end_offset, kind, reason, accepted_by, accepted_at from landing_loss "
+            "where topic = 'usage.records' order by accepted_at, partition"
+        )
+    )
+    return [Lost(*row) for row in rows]
+
+
+async def find_tenant(connection: AsyncConnection, wanted: str) -> str | None:
+    """Id of the organisation with this id or slug, among those the role may see."""
+    found: str | None = await connection.scalar(
+        text("select id from organisation where id = :wanted or slug = :wanted"), {"wanted": wanted}
+    )
+    return found
+
+
+async def add_import(connection: AsyncConnection, tenant_id: str, made: Import, created_by: str) -> bool:
+    """Register an import; False where the same one is registered already, or the organisation is gone."""
+    result = await connection.execute(
+        text(
+            """
+            insert into usage_import (tenant_id, id, source, period_start, period_end, created_by)
+            select o.id, :id, :source, :period_start, :period_end, :created_by
+            from organisation o where o.id = :tenant_id
+            on conflict (tenant_id, id) do nothing
+            """
+        ),
+        {
+            "tenant_id": tenant_id,
+            "id": made.id,
+            "source": made.source,
+            "period_start": made.period_start,
+            "period_end": made.period_end,
+            "created_by": created_by,
+        },
+    )
+    return result.rowcount == 1
+
+
+async def find_imports(connection: AsyncConnection, tenant_id: str, ids: Sequence[str]) -> list[Import]:
+    """Those of `ids` that are imports of the tenant."""
+    rows = await connection.execute(
+        text(
+            "select id, source, period_start, period_end from usage_import "
+            "where tenant_id = :tenant_id and id = any(cast(:ids as text[]))"
+        ),
+        {"tenant_id": tenant_id, "ids": list(ids)},
+    )
+    return [Import(*row) for row in rows]
+
+
+async def outbox_records(connection: AsyncConnection, most: int) -> int:
+    """Records that wait in the outbox, counted up to `most` (role `system`)."""
+    counted: int = await connection.scalar(
+        text("select count(*) from (select 1 from outbox limit :most) waiting"), {"most": most}
+    )
+    return counted
+
+
+def _published(offsets: list[tuple[str, int, int]] | None, version: int | None) -> Published:
+    by_topic: dict[str, dict[int, int]] = {}
+    for topic_id, partition, offset in offsets or ():
+        by_topic.setdefault(topic_id, {})[partition] = offset
+    return Published(by_topic, version)

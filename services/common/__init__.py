@@ -1,0 +1,1 @@
+"""What every service shares: app factory, errors, strict bodies, identity of the caller, lists, server."""

@@ -1,0 +1,77 @@
+"""HTTP of `local-extractive`, in the shapes of the OpenAI API."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from services.common.body import documented, parse, read
+from services.common.errors import Problem
+from services.extractive import chat, responses, schemas
+from services.extractive.answer import DESCRIPTION, MODEL, Reply, reply
+
+MAX_BYTES = 16 << 20
+
+router = APIRouter()
+
+_MODEL: dict[str, Any] = {
+    "id": MODEL,
+    "object": "model",
+    "created": 0,
+    "owned_by": "headrace",
+    "description": DESCRIPTION,
+}
+_STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+@router.get("/v1/models", tags=["openai"])
+async def models() -> JSONResponse:
+    """The one model."""
+    return JSONResponse({"object": "list", "data": [_MODEL]})
+
+
+@router.get("/v1/models/{model}", tags=["openai"])
+async def model(model: str) -> JSONResponse:
+    """What it is."""
+    _must_be_ours(model)
+    return JSONResponse(_MODEL)
+
+
+@router.post("/v1/chat/completions", tags=["openai"], openapi_extra=documented(schemas.Completion))
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation by quoting, or call a tool; as a stream where asked for."""
+    asked = schemas.completion(parse(await read(request, max_bytes=MAX_BYTES), max_bytes=MAX_BYTES))
+    answer = _answer(asked)
+    if asked.stream:
+        return _events(chat.stream(asked, answer, request.app.state.word_seconds))
+    return JSONResponse(chat.whole(asked, answer))
+
+
+@router.post("/v1/responses", tags=["openai"], openapi_extra=documented(schemas.ResponseRequest))
+async def create_response(request: Request) -> Response:
+    """The same as a response; nothing is stored."""
+    asked = schemas.response_request(parse(await read(request, max_bytes=MAX_BYTES), max_bytes=MAX_BYTES))
+    answer = _answer(asked)
+    if asked.stream:
+        return _events(responses.stream(asked, answer, request.app.state.word_seconds))
+    return JSONResponse(responses.whole(asked, answer))
+
+
+def _answer(asked: schemas.Completion | schemas.ResponseRequest) -> Reply:
+    _must_be_ours(asked.model)
+    return reply(schemas.messages_of(asked), schemas.tools_of(asked))
+
+
+def _events(stream: Any) -> StreamingResponse:
+    return StreamingResponse(stream, media_type="text/event-stream", headers=_STREAM)
+
+
+def _must_be_ours(model: str) -> None:
+    if model != MODEL:
+        raise Problem(
+            404,
+            "model_not_found",
+            "No such model",
+            f"This server has one model, {MODEL}; ask for that.",
+            errors=[{"path": "/model", "message": "unknown"}],
+        )

@@ -1,0 +1,1 @@
+"""The one public door: authenticates, limits, meters and passes on without reading bodies."""

@@ -1,0 +1,190 @@
+"""One request that is not for the gateway itself: who, how often, where to; counted as it is answered."""
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from starlette.types import Receive, Scope, Send
+
+from core.log import Logger
+from core.plans import tokens_per_minute
+from services.common import browser_address
+from services.common.auth import bearer
+from services.common.body import too_large
+from services.common.errors import Problem, document, from_exception, from_status
+from services.common.observe import UNMATCHED, request_id
+from services.common.principal import HEADER, Principal
+from services.common.token_window import RESERVED, window_name
+from services.gateway.exchange import CallerGoneError, Exchange
+from services.gateway.headers import Headers
+from services.gateway.limits import Decision
+from services.gateway.routes import Route
+from services.gateway.trace import outgoing_traceparent
+
+if TYPE_CHECKING:
+    from services.gateway.app import Gateway
+
+LIMIT_WITHOUT_PLAN: Final = 600
+"""Requests a minute of a caller that acts for no organisation, such as a person without one."""
+BYTES_PER_TOKEN: Final = 4
+UNANNOUNCED_TOKENS: Final = 256
+"""Counted at first for a body whose length nobody announced."""
+_PASSED_ON_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+_PRINCIPAL: Final = HEADER.encode()
+_BROWSER: Final = browser_address.HEADER.encode()
+_LOG = Logger("services.gateway.call")
+
+
+class Call:
+    """One request that is not for the gateway itself."""
+
+    def __init__(self, gateway: "Gateway", scope: Scope, receive: Receive, send: Send) -> None:
+        self._gateway, self._scope, self._receive, self._send = gateway, scope, receive, send
+        self._began = time.perf_counter()
+        self._id = request_id(scope["headers"])
+        self._traceparent = outgoing_traceparent(scope["headers"])
+        self._route: Route | None = None
+        self._tenant = ""
+        self._limit: Decision | None = None
+        self._tokens: Decision | None = None
+        self._status = 0
+
+    async def run(self) -> None:
+        exchange: Exchange | None = None
+        try:
+            exchange = await self._prepare()
+            if exchange is not None:
+                await exchange.run()
+        except CallerGoneError:
+            self._status = 499
+        except Exception as error:
+            # The last place that can answer; a raw exception would become uvicorn's plain 500.
+            if exchange is not None and exchange.started:
+                _LOG.warn("the answer broke off", request=self._id, error=type(error).__name__)
+            else:
+                await self._refuse(from_exception(error))
+        finally:
+            name = self._route.prefix if self._route is not None else UNMATCHED
+            self._gateway.observe(name, self._status or 499, time.perf_counter() - self._began)
+
+    async def _prepare(self) -> Exchange | None:
+        """Everything before the service is asked; None where the gateway has answered itself."""
+        scope, gateway = self._scope, self._gateway
+        route = self._route = gateway.find(scope["raw_path"])
+        method = scope["method"]
+        if method == "OPTIONS":
+            await self._answer(204, [(b"allow", _allow(route))], b"")
+            return None
+        if method not in _PASSED_ON_METHODS or ("GET" if method == "HEAD" else method) not in route.methods:
+            raise from_status(405, {"allow": _allow(route).decode()})
+        added = [(b"x-request-id", self._id.encode()), (b"traceparent", self._traceparent.encode())]
+        length, browser = b"", ""
+        credentials = []
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                credentials.append(value.decode("latin-1"))
+            elif name == b"content-length":
+                length = value
+            elif name == _BROWSER:
+                browser = value.decode("latin-1")
+        client = scope["client"]
+        address = gateway.browser(browser) or (client[0] if client else "")
+        added.append((b"x-forwarded-for", address.encode("ascii", "replace")))
+        if route.per_address:
+            await self._admit(f"address:{gateway.pseudonym(address)}:{route.prefix}", route.per_address)
+        if not route.public:
+            principal, header = await gateway.authenticator.signed(bearer(credentials))
+            self._tenant = principal.tenant_id
+            added.append((_PRINCIPAL, header.encode()))
+            limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
+            await self._admit(f"tenant:{principal.tenant_id or principal.subject}", limit)
+            if route.tokens and method == "POST":
+                await self._admit_tokens(principal, length, added)
+        if length and int(length) > route.max_body:
+            raise too_large(route.max_body)
+        return Exchange(
+            scope,
+            self._receive,
+            self._send,
+            route=route,
+            client=gateway.client(route),
+            breaker=gateway.breaker(route),
+            added=added,
+            on_answer=self._on_answer,
+        )
+
+    async def _admit(self, name: str, limit: int) -> None:
+        self._limit = decision = await self._gateway.limiter.take(name, limit)
+        if not decision.allowed:
+            raise Problem(
+                429,
+                "rate_limited",
+                "Too many requests",
+                f"More than {decision.limit} requests in a minute; go on in {decision.retry_after} s.",
+            )
+
+    async def _admit_tokens(self, principal: Principal, length: bytes, added: Headers) -> None:
+        """Count what the call will use at least; agents puts it right when it knows."""
+        cost = 1 + (int(length) // BYTES_PER_TOKEN if length else UNANNOUNCED_TOKENS)
+        limit = tokens_per_minute(principal.plan, principal.requests_per_minute)
+        name = window_name(principal.tenant_id, principal.subject)
+        self._tokens = decision = await self._gateway.tokens.take(name, limit, cost)
+        if not decision.allowed:
+            raise Problem(
+                429,
+                "tokens_limited",
+                "Too many tokens",
+                f"More than {decision.limit} tokens in a minute; go on in {decision.retry_after} s.",
+            )
+        added.append((RESERVED.encode(), b"%d" % cost))
+
+    def _on_answer(self, status: int) -> Headers:
+        """Counts the request (an answer that is not counted is not given) and makes our headers."""
+        self._status = status
+        route = self._route
+        refused = any(one is not None and not one.allowed for one in (self._limit, self._tokens))
+        if route is not None and route.metered and self._tenant and not refused:
+            try:
+                self._gateway.spool.record(self._tenant, route.prefix, f"{status // 100}xx")
+            except OSError as error:
+                _LOG.error("the request meter cannot write", exc=error)
+                raise Problem(
+                    503,
+                    "meter_unavailable",
+                    "Temporarily unavailable",
+                    "The gateway cannot count requests now. The service may have done what was asked.",
+                    headers={"retry-after": "5"},
+                ) from error
+        took = (time.perf_counter() - self._began) * 1000
+        headers = [
+            (b"x-request-id", self._id.encode()),
+            (b"traceparent", self._traceparent.encode()),
+            (b"server-timing", b"gateway;dur=%.1f" % took),
+        ]
+        if self._limit is not None:
+            headers += self._limit.headers()
+        if self._tokens is not None:
+            headers += self._tokens.token_headers()
+        return headers
+
+    async def _refuse(self, problem: Problem) -> None:
+        path = self._scope["raw_path"].decode("ascii", "replace")
+        body, media_type = document(problem, path)
+        headers = [(name.encode(), value.encode()) for name, value in problem.headers.items()]
+        headers.append((b"content-type", media_type.encode()))
+        try:
+            await self._answer(problem.status, headers, body)
+        except Problem as unmetered:
+            self._tenant = ""
+            await self._answer(unmetered.status, headers[-1:], document(unmetered, path)[0])
+
+    async def _answer(self, status: int, headers: Headers, body: bytes) -> None:
+        headers = [*headers, *self._on_answer(status)]
+        if status != 204:
+            headers.append((b"content-length", b"%d" % len(body)))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _allow(route: Route) -> bytes:
+    methods = [*route.methods, *(["HEAD"] if "GET" in route.methods else []), "OPTIONS"]
+    return ", ".join(methods).encode()

@@ -1,0 +1,55 @@
+"""What the routes of the users service work with, and how they read ids."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends, Path, Request
+
+from services.common.errors import not_found
+from services.users.accounts import Accounts
+from services.users.api_keys import ApiKeys
+from services.users.handlers import Identities
+from services.users.invitations import Invitations
+from services.users.logins import Logins
+from services.users.members import Members
+from services.users.organizations import Organisations
+from services.users.sessions import Sessions
+from services.users.tokens import Tokens
+
+_ID: Final = re.compile(r"[a-z]{2,8}_[0-9a-f-]{36}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """The app puts it at `app.state.users`."""
+
+    identities: Identities
+    organizations: Organisations
+    api_keys: ApiKeys
+    tokens: Tokens
+    logins: Logins
+    sessions: Sessions
+    accounts: Accounts
+    members: Members
+    invitations: Invitations
+
+
+def _users(request: Request) -> Users:
+    found: Users = request.app.state.users
+    return found
+
+
+def known_shape(what: str, text: str) -> str:
+    """Ids have one shape; any other text names nothing, whatever a database would make of it."""
+    if _ID.fullmatch(text) is None:
+        raise not_found(what)
+    return text
+
+
+def _organization_id(organization_id: Annotated[str, Path(alias="id", description="`org_…`")]) -> str:
+    return known_shape("organisation", organization_id)
+
+
+UsersOf = Annotated[Users, Depends(_users)]
+OrganizationId = Annotated[str, Depends(_organization_id)]

@@ -1,0 +1,111 @@
+"""Pages of conversations: the list, one conversation with its live run, and the stream behind it."""
+
+import uuid
+from typing import Any, Final
+
+from starlette.responses import JSONResponse, Response
+
+from services.web.api import segment
+from services.web.live import EventStream
+from services.web.pages import page
+from services.web.person import Person, see_other
+from services.web.routing import form_of, listed, routes, text_of, wants_json
+
+_GOING: Final = {"queued", "running"}
+
+
+async def index(person: Person) -> Response:
+    conversations = listed(await person.call("GET", "/api/v1/conversations", params={"limit": "50"}))
+    agents = listed(await person.call("GET", "/api/v1/agents", params={"limit": "100"}))
+    names = {one["id"]: one["name"] for one in agents}
+    ready = [one for one in agents if one["version"] is not None]
+    return page(person, "conversations.html", conversations=conversations, agents=ready, names=names)
+
+
+async def begin(person: Person) -> Response:
+    form = await form_of(person)
+    words = text_of(form, "text").strip()
+    made = await person.call(
+        "POST", "/api/v1/conversations", {"agent": text_of(form, "agent"), "title": words[:80]}
+    )
+    await _say(person, made["id"], words, text_of(form, "message_id"))
+    return see_other(f"/conversations/{made['id']}")
+
+
+async def show(person: Person) -> Response:
+    name = segment(person.request.path_params["id"])
+    found = await person.call("GET", f"/api/v1/conversations/{name}")
+    latest = await person.call(
+        "GET", f"/api/v1/conversations/{name}/messages", params={"limit": "100", "order": "desc"}
+    )
+    runs = listed(
+        await person.call("GET", f"/api/v1/conversations/{name}/runs", params={"limit": "1", "order": "desc"})
+    )
+    run: dict[str, Any] | None = runs[0] if runs else None
+    return page(
+        person,
+        "conversation.html",
+        conversation=found,
+        messages=listed(latest)[::-1],
+        earlier=latest["has_more"],
+        run=run if run is not None and run["status"] in _GOING else None,
+        failed=run if run is not None and run["status"] in {"failed", "cancelled"} else None,
+        message_id=f"web-{uuid.uuid4()}",
+    )
+
+
+async def say(person: Person) -> Response:
+    form = await form_of(person)
+    name = segment(person.request.path_params["id"])
+    accepted = await _say(person, name, text_of(form, "text").strip(), text_of(form, "message_id"))
+    if wants_json(person.request):
+        return JSONResponse({"run": accepted["run"], "next_message_id": f"web-{uuid.uuid4()}"})
+    return see_other(f"/conversations/{name}#live")
+
+
+async def rename(person: Person) -> Response:
+    form = await form_of(person)
+    name = segment(person.request.path_params["id"])
+    await person.call("PATCH", f"/api/v1/conversations/{name}", {"title": text_of(form, "title").strip()})
+    return see_other(f"/conversations/{name}")
+
+
+async def delete(person: Person) -> Response:
+    await form_of(person)
+    await person.call("DELETE", f"/api/v1/conversations/{segment(person.request.path_params['id'])}")
+    return see_other("/conversations")
+
+
+async def stop(person: Person) -> Response:
+    form = await form_of(person)
+    await person.call("POST", f"/api/v1/runs/{segment(person.request.path_params['id'])}/cancel")
+    if wants_json(person.request):
+        return JSONResponse({})
+    return see_other(f"/conversations/{segment(text_of(form, 'conversation'))}")
+
+
+async def events(person: Person) -> Response:
+    """A run's events for an EventSource: begins behind `Last-Event-ID`, else behind `?after=`."""
+    after = person.request.headers.get("last-event-id") or person.request.query_params.get("after", "")
+    run_id, token = person.request.path_params["id"], await person.token()
+    return EventStream(person.api, token, run_id, after if after.isdecimal() else "")
+
+
+async def _say(person: Person, conversation: str, words: str, message_id: str) -> Any:
+    # The same form sent twice, by a second click or a reload, is the same message.
+    body = {"text": words, **({"client_msg_id": message_id} if message_id else {})}
+    return await person.call("POST", f"/api/v1/conversations/{conversation}/messages", body)
+
+
+ROUTES: Final = routes(
+    [
+        ("GET", "/conversations", index),
+        ("POST", "/conversations", begin),
+        ("GET", "/conversations/{id}", show),
+        ("POST", "/conversations/{id}", say),
+        ("POST", "/conversations/{id}/title", rename),
+        ("POST", "/conversations/{id}/delete", delete),
+        ("POST", "/runs/{id}/stop", stop),
+        ("GET", "/runs/{id}/events", events),
+    ]
+)

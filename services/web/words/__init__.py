@@ -1,0 +1,1 @@
+"""What the pages say, one module a language with the same keys."""

@@ -1,0 +1,1 @@
+"""The WebSocket gateway: runs, conversations and users followed live, resumed from anywhere."""

@@ -1,0 +1,5 @@
+"""Conformance of the database; assertions of the shared suite show their values."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.conformance.database.suite")

@@ -1,0 +1,5 @@
+"""Conformance of the object store; assertions of the shared suite show their values."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.conformance.objects.suite")

@@ -1,0 +1,1 @@
+"""What every work queue keeps, run against RabbitMQ and the PostgreSQL tables."""

@@ -1,0 +1,148 @@
+"""Maintenance changes files and never rows, also beside a writer."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from core.lake import Lake
+from core.lake.commit import commit, create, positions
+from core.lake.maintenance import RETENTION_HOURS, Compacted, compact, crowded, small_files, vacuum
+from core.lake.read import read
+from core.settings import ObjectSettings
+
+TABLE = "numbers"
+SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "slice": pl.Int64,
+    "value": pl.Decimal(38, 9),
+    "text": pl.String,
+}
+AGED = (RETENTION_HOURS + 1) * 3600
+
+
+def lake_in(folder: Path) -> Lake:
+    return Lake(ObjectSettings(objects_url=f"file://{folder}"))
+
+
+def append(lake: Lake, number: int) -> None:
+    rows = {
+        "slice": [number] * 3,
+        "value": ["1.5", str(number), "0.000000001"],
+        "text": ["a" * number, "b", None],
+    }
+    frame = pl.DataFrame(rows).select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+    commit(lake, TABLE, frame, {"slice": number}, {"slice": number - 1 or None})
+
+
+def filled(folder: Path, slices: int) -> Lake:
+    lake = lake_in(folder)
+    create(lake, TABLE, pl.DataFrame(schema=SCHEMA), ("slice",), description="made for a test")
+    for number in range(1, slices + 1):
+        append(lake, number)
+    return lake
+
+
+def rows(lake: Lake, *, version: int | None = None) -> list[tuple[object, ...]]:
+    handle = lake.open(TABLE, version=version)
+    assert handle is not None
+    return pl.DataFrame(handle.to_pyarrow_table()).sort("slice", "value", "text").rows()
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "lake" / TABLE).glob("*.parquet")}
+
+
+def test_compaction_keeps_rows_positions_description_and_statistics(tmp_path: Path) -> None:
+    lake = filled(tmp_path, 25)
+    handle = lake.open(TABLE)
+    assert handle is not None
+    before, version = rows(lake), handle.version()
+    assert (small_files(handle), crowded(lake, {TABLE: 24, "absent": 0})) == (25, [TABLE])
+    assert compact(lake, TABLE) == Compacted(25, 1)
+    again = lake_in(tmp_path)
+    handle = again.open(TABLE)
+    assert handle is not None
+    assert rows(again) == before
+    assert (small_files(handle), crowded(again, {TABLE: 24})) == (1, [])
+    assert positions(handle, ["slice"]) == {"slice": 25}
+    assert handle.metadata().description == "made for a test"
+    assert len(rows(again, version=version)) == len(before)
+    (actions,) = pl.DataFrame(handle.get_add_actions(flatten=True)).rows(named=True)
+    assert (actions["min.slice"], actions["max.slice"]) == (1, 25)
+    some = read(again, TABLE, handle, SCHEMA, where=pl.col("slice") == 7, within=("slice", 7, 7))
+    assert len(some) == 3
+    assert compact(again, TABLE) == Compacted(0, 0)
+    append(again, 26)
+    assert positions(again.open(TABLE), ["slice"]) == {"slice": 26}
+
+
+def test_a_checkpoint_comes_by_itself(tmp_path: Path) -> None:
+    filled(tmp_path, 21)
+    assert (tmp_path / "lake" / TABLE / "_delta_log" / "_last_checkpoint").exists()
+
+
+def test_only_files_out_of_use_for_seven_days_go(tmp_path: Path) -> None:
+    lake = filled(tmp_path, 3)
+    orphan = tmp_path / "lake" / TABLE / "part-of-a-killed-writer.parquet"
+    orphan.write_bytes(b"torn")
+    compact(lake, TABLE)
+    before, everything = rows(lake), files(tmp_path)
+    assert vacuum(lake, TABLE) == 0
+    assert files(tmp_path) == everything
+    age(orphan)
+    assert vacuum(lake, TABLE) == 1
+    assert files(tmp_path) == everything - {orphan.name}
+    assert rows(lake) == before
+    assert rows(lake, version=2)
+
+
+def test_files_go_when_no_version_of_a_week_names_them(tmp_path: Path) -> None:
+    """The log says when a file went out of use; as if that were long ago, the clock of the log is set back."""
+    lake = filled(tmp_path, 3)
+    compact(lake, TABLE)
+    log = tmp_path / "lake" / TABLE / "_delta_log" / "00000000000000000004.json"
+    now = int(time.time() * 1000)
+    text = log.read_text()
+    for line in text.splitlines():
+        if '"remove"' in line:
+            stamp = line.split('"deletionTimestamp":')[1].split(",")[0]
+            text = text.replace(stamp, str(now - AGED * 1000))
+    log.write_text(text)
+    for path in (tmp_path / "lake" / TABLE).glob("*.parquet"):
+        age(path)
+    assert len(files(tmp_path)) == 4
+    vacuum(lake_in(tmp_path), TABLE)
+    assert len(files(tmp_path)) == 1
+    with pytest.raises(FileNotFoundError):
+        rows(lake_in(tmp_path), version=2)
+    assert len(rows(lake_in(tmp_path))) == 9
+
+
+def age(path: Path) -> None:
+    then = time.time() - AGED
+    os.utime(path, (then, then))
+
+
+def test_nothing_is_lost_beside_a_writer(tmp_path: Path) -> None:
+    """A process appends while this one compacts; both always succeed."""
+    lake = filled(tmp_path, 2)
+    code = (
+        "import sys, pathlib; from tests.core.lake.test_maintenance import append, lake_in\n"
+        "lake = lake_in(pathlib.Path(sys.argv[1]))\n"
+        "for number in range(3, 63): append(lake, number)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    compactions = 0
+    while writer.poll() is None:
+        compactions += compact(lake, TABLE).added
+    assert writer.returncode == 0
+    assert compactions > 1
+    compact(lake, TABLE)
+    again = lake_in(tmp_path)
+    counts = pl.DataFrame(rows(again), schema=SCHEMA, orient="row").group_by("slice").len().sort("slice")
+    assert counts.rows() == [(number, 3) for number in range(1, 63)]
+    assert positions(again.open(TABLE), ["slice"]) == {"slice": 62}

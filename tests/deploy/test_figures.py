@@ -1,0 +1,35 @@
+"""Figures in the README come from the benches alone."""
+
+import pytest
+
+from tests.bench.readme import record
+
+RESULT = {
+    "bench": "launcher-stack",
+    "measured_at": "2026-01-02T03:04:05Z",
+    "machine": {"cpus": 2, "memory_mb": 8192, "python": "3.11.7", "system": "Linux"},
+    "ratios": {"warm_start_of_aim": 0.5},
+    "figures": {"warm_up_seconds": 15.0, "healed": {"postgres": 0.7, "valkey": 0.3}},
+}
+
+
+def test_figures_replace_what_stood_between_the_markers() -> None:
+    text = "before\n<!-- figures -->\n<!-- /figures -->\nafter\n"
+    old = record(
+        text, [{**RESULT, "ratios": {"old": 7}}, {**RESULT, "bench": "slices", "ratios": {"kept": 8}}]
+    )
+    once = record(old, [RESULT])
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert "old" not in once
+    assert "`make bench NAME=slices`" in once
+    assert "| ratio: kept | 8 |" in once, "the tables of benches that did not run stay"
+    assert '`make bench NAME=launcher ARGS="--profile stack"`, 2026-01-02, 2 cores, 8 GB' in once
+    assert "| ratio: warm start of aim | 0.5 |" in once
+    assert "| healed | postgres 0.7, valkey 0.3 |" in once
+    assert record(once, [RESULT]) == once
+
+
+def test_a_readme_without_markers_is_not_touched() -> None:
+    with pytest.raises(ValueError, match="markers"):
+        record("no markers", [RESULT])

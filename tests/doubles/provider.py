@@ -1,0 +1,278 @@
+"""A provider of models that answers as `local-extractive` does, replays recorded replies, and misbehaves on demand.
+
+What it does is chosen by the model's name, or for the next requests by `PUT /control {"next": […]}`:
+
+    rate-limited     429 with Retry-After
+    broken           500
+    unauthorized     401
+    too-long         400 context_length_exceeded
+    cut              a stream that is reset half way
+    reported-cut     the same, after usage was reported
+    clean-end        a stream that ends in order, without finish_reason, usage and [DONE]
+    bad-json         a stream with a line that is not JSON
+    hang             headers, then nothing
+    empty            an answer without a word
+    malformed        a tool call whose arguments are not JSON
+    slow             words every 30 ms; `slow=200` for 200 of them
+    calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer
+    recorded=FILE    the reply of a cassette in agents/otel_cassettes
+
+`NAME*2` does so for the first two requests and then answers. Any other name answers by quoting.
+
+    python -m tests.doubles.provider --port 15020
+"""
+
+import argparse
+import asyncio
+import json
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from aiohttp import web
+
+from services.extractive import chat, responses, schemas
+from services.extractive.answer import Reply, ToolCall, reply
+from tests.real_data import real_data
+
+CASSETTES = real_data("agents", "otel_cassettes")
+TOKEN_SECONDS = 0.03
+
+
+@dataclass
+class ProviderDouble:
+    """One server. `requests` are the bodies that arrived, in order."""
+
+    retry_after: str = "0"
+    word_seconds: float = 0.0
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    next: deque[str] = field(default_factory=deque)
+    open: int = 0
+    """Streams that are being sent."""
+    _seen: Counter[str] = field(default_factory=Counter)
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=32 << 20)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/responses", self._responses)
+        app.router.add_post("/v1/messages", self._messages)
+        app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_put("/control", self._control)
+        app.router.add_get("/control", self._report)
+        return app
+
+    @asynccontextmanager
+    async def serve(self, port: int = 0) -> AsyncIterator[str]:
+        """The address of the running server, without a path."""
+        runner = web.AppRunner(self.app(), shutdown_timeout=0.2)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port)
+        await site.start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+    def _behaviour(self, model: str) -> str:
+        if self.next:
+            return self.next.popleft()
+        name, star, times = model.partition("*")
+        self._seen[model] += 1
+        return name if not star or self._seen[model] <= int(times) else "answer"
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "object": "list",
+                "data": [{"id": "double", "object": "model", "created": 0, "owned_by": "tests"}],
+            }
+        )
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        body, _ = await self._take(request)
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        data = [
+            {"object": "embedding", "index": index, "embedding": [float(len(text)), 0.5]}
+            for index, text in enumerate(texts)
+        ]
+        usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
+        return web.json_response({"object": "list", "data": data, "model": body["model"], "usage": usage})
+
+    async def _control(self, request: web.Request) -> web.Response:
+        self.next.extend((await request.json())["next"])
+        return web.json_response({"next": list(self.next)})
+
+    async def _report(self, _: web.Request) -> web.Response:
+        return web.json_response({"requests": len(self.requests), "open": self.open})
+
+    async def _take(self, request: web.Request) -> tuple[dict[str, Any], str]:
+        body = await request.json()
+        self.requests.append(body)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        return body, self._behaviour(body["model"])
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body, behaviour = await self._take(request)
+        if (refusal := self._refusal(behaviour)) is not None:
+            return refusal
+        if behaviour.startswith("recorded="):
+            return await self._replay(request, behaviour.removeprefix("recorded="))
+        asked = schemas.completion(body)
+        answer = self._answer(asked, behaviour)
+        if not asked.stream:
+            return web.json_response(chat.whole(asked, answer))
+        seconds = TOKEN_SECONDS if behaviour.startswith("slow") else self.word_seconds
+        return await self._stream(request, chat.stream(asked, answer, seconds), behaviour)
+
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        body, behaviour = await self._take(request)
+        if (refusal := self._refusal(behaviour)) is not None:
+            return refusal
+        asked = schemas.response_request(body)
+        answer = self._answer(asked, behaviour)
+        if not asked.stream:
+            return web.json_response(responses.whole(asked, answer))
+        return await self._stream(request, responses.stream(asked, answer, self.word_seconds), behaviour)
+
+    def _answer(self, asked: schemas.Completion | schemas.ResponseRequest, behaviour: str) -> Reply:
+        messages = schemas.messages_of(asked)
+        name, _, detail = behaviour.partition("=")
+        answered = messages[-1].role == "tool"
+        if name == "empty":
+            return Reply()
+        if name == "slow":
+            return Reply(" ".join(f"word{n}" for n in range(int(detail or 20))))
+        if name == "malformed" and not answered:
+            return Reply(calls=(ToolCall("call_bad", "calculator", '{"expression": "1 +'),))
+        if name == "calls" and not answered:
+            return Reply(calls=(ToolCall("call_1", detail, json.dumps({"n": len(messages)})),))
+        if name in ("calls", "malformed"):
+            return Reply(f"The tool said: {messages[-1].text}")
+        return reply(messages, schemas.tools_of(asked))
+
+    def _refusal(self, behaviour: str) -> web.Response | None:
+        status, code, headers = {
+            "rate-limited": (429, "rate_limit_exceeded", {"retry-after": self.retry_after}),
+            "broken": (500, "server_error", {}),
+            "unauthorized": (401, "invalid_api_key", {}),
+            "too-long": (400, "context_length_exceeded", {}),
+        }.get(behaviour, (0, "", {}))
+        if not status:
+            return None
+        error = {
+            "message": f"the double was told to: {behaviour}",
+            "type": "error",
+            "param": None,
+            "code": code,
+        }
+        return web.json_response({"error": error}, status=status, headers=headers)
+
+    async def _stream(
+        self, request: web.Request, events: AsyncIterator[bytes], behaviour: str
+    ) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        self.open += 1
+        try:
+            if behaviour == "hang":
+                await asyncio.sleep(3600)
+            sent = 0
+            async for event in events:
+                if behaviour in ("cut", "reported-cut", "clean-end", "bad-json") and sent == 3:
+                    await self._break(request, answer, behaviour)
+                    return answer
+                await answer.write(event)
+                sent += 1
+        finally:
+            self.open -= 1
+        return answer
+
+    async def _break(self, request: web.Request, answer: web.StreamResponse, behaviour: str) -> None:
+        if behaviour == "bad-json":
+            await answer.write(b"data: {oops\n\n")
+        if behaviour == "reported-cut":
+            usage = {"prompt_tokens": 11, "completion_tokens": 2, "total_tokens": 13}
+            frame = {
+                "id": "x",
+                "object": "chat.completion.chunk",
+                "created": 1,
+                "model": "x",
+                "choices": [],
+                "usage": usage,
+            }
+            await answer.write(b"data: " + json.dumps(frame).encode() + b"\n\n")
+        if behaviour in ("cut", "reported-cut"):
+            await asyncio.sleep(0.02)  # what was written arrives before the reset
+            if request.transport is not None:
+                request.transport.abort()
+
+    async def _replay(self, request: web.Request, name: str) -> web.StreamResponse:
+        text, streamed = recorded(name)
+        if not streamed:
+            return web.Response(text=text, content_type="application/json")
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        for event in text.split("\n\n"):
+            if event.strip():
+                await answer.write(event.strip().encode() + b"\n\n")
+        return answer
+
+    async def _messages(self, request: web.Request) -> web.StreamResponse:
+        """Anthropic's shape: the input is reported first, the output last."""
+        body, behaviour = await self._take(request)
+        if (refusal := self._refusal(behaviour)) is not None:
+            return refusal
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        start = {
+            "id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": [],
+            "stop_reason": None, "stop_sequence": None,
+            "usage": {"input_tokens": 25, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 0, "output_tokens": 1},
+        }  # fmt: skip
+
+        async def send(kind: str, **fields: Any) -> None:
+            await answer.write(f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode())
+
+        await send("message_start", message=start)
+        await send("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        for word in ("Hello", " from", " the", " double."):
+            await send("content_block_delta", index=0, delta={"type": "text_delta", "text": word})
+            if behaviour in ("cut", "clean-end") and word == " from":
+                await self._break(request, answer, behaviour)
+                return answer
+        await send("content_block_stop", index=0)
+        await send(
+            "message_delta",
+            delta={"stop_reason": "end_turn", "stop_sequence": None},
+            usage={"output_tokens": 7},
+        )
+        await send("message_stop")
+        return answer
+
+
+def recorded(name: str) -> tuple[str, bool]:
+    """Body of a recorded reply, and whether it is a stream."""
+    if CASSETTES is None:
+        raise FileNotFoundError("there are no cassettes here")
+    cassette = yaml.safe_load((Path(CASSETTES) / f"{name}.yaml").read_text())
+    response = cassette["interactions"][0]["response"]
+    headers = {key.lower(): values for key, values in response["headers"].items()}
+    return response["body"]["string"], "event-stream" in str(headers["content-type"])
+
+
+async def _main(port: int) -> None:
+    async with ProviderDouble().serve(port) as address:
+        print(address, flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="A provider of models that misbehaves on demand.")
+    parser.add_argument("--port", type=int, default=15020)
+    asyncio.run(_main(parser.parse_args().port))

@@ -1,0 +1,114 @@
+"""Runs one component for the length of a test session, without the supervisor."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.settings import DatabaseSettings
+from deploy import migrate
+from deploy.component import Component
+
+
+def free_port() -> int:
+    """A free port below the ephemeral range, so that no outgoing connection takes it meanwhile."""
+    for _ in range(200):
+        port = 10_240 + int.from_bytes(os.urandom(2)) % 20_000
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port found between 10240 and 30240")
+
+
+def free_ports(number: int) -> list[int]:
+    """So many different ones; see `free_port`."""
+    found: set[int] = set()
+    while len(found) < number:
+        found.add(free_port())
+    return list(found)
+
+
+def start(component: Component, log: Path, *, seconds: float = 60) -> subprocess.Popen[bytes]:
+    """Prepare and start in a process group of its own; return when ready.
+
+    Raises:
+        RuntimeError: with the end of its log when it dies or is not ready in time.
+    """
+    component.prepare()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            component.argv, env=dict(component.env), cwd=component.cwd, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + seconds
+    while not component.ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            kill(process)
+            tail = log.read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"{component.name} did not become ready; the end of its log:\n{tail}")
+        time.sleep(0.05)
+    return process
+
+
+def wait_for(true: Callable[[], bool], *, seconds: float = 30) -> None:
+    """Return when `true()` holds.
+
+    Raises:
+        TimeoutError: where it does not come to hold.
+    """
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"did not happen within {seconds:.0f} s")
+        time.sleep(0.05)
+
+
+def stop(component: Component, process: subprocess.Popen[bytes]) -> None:
+    """The component's own stop signal, then SIGKILL to its group."""
+    if process.poll() is None:
+        process.send_signal(component.stop_signal)
+        try:
+            process.wait(component.stop_grace)
+        except subprocess.TimeoutExpired:
+            kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the process group we started, and reap it."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def running(component: Component, log: Path) -> Iterator[Component]:
+    process = start(component, log)
+    try:
+        yield component
+    finally:
+        stop(component, process)
+
+
+def database_settings(port: int, superuser_password: str) -> DatabaseSettings:
+    """Make roles and schema on the server at `port` and return the settings that reach it."""
+    passwords = {role: secrets.token_hex(16) for role in migrate.ROLES}
+    migrate.ensure_roles(
+        f"postgresql://postgres:{superuser_password}@127.0.0.1:{port}/postgres", "headrace", passwords
+    )
+    settings = DatabaseSettings(
+        database_url=f"postgresql://127.0.0.1:{port}/headrace",
+        database_owner_password=passwords["hr_owner"],
+        database_app_password=passwords["hr_app"],
+        database_system_password=passwords["hr_system"],
+    )
+    migrate.upgrade(settings)
+    return settings

@@ -1,0 +1,97 @@
+"""Callers that vanish in mid-stream leave nothing behind, and what they used is metered (acceptance check 4)."""
+
+import asyncio
+import time
+
+import aiohttp
+import psutil
+from sqlalchemy import text
+
+from core.database import Database, tenant
+from tests.services.agents.openai.conftest import Platform
+
+CALLERS = 500
+SECONDS = 5.0
+STREAM = b'{"model": "double/slow=2000", "stream": true, "messages": [{"role": "user", "content": "Go on"}]}'
+
+
+def _sockets(address: str) -> int:
+    """Established TCP connections of the process that listens there; the kernel's count."""
+    port = int(address.rpartition(":")[2])
+    (listener,) = [
+        found
+        for found in psutil.net_connections("tcp")
+        if found.laddr and found.laddr[1] == port and found.status == psutil.CONN_LISTEN
+    ]
+    assert listener.pid is not None
+    return sum(
+        one.status == psutil.CONN_ESTABLISHED for one in psutil.Process(listener.pid).net_connections("tcp")
+    )
+
+
+async def _metric(http: aiohttp.ClientSession, address: str, name: str) -> float:
+    async with http.get(address + "/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+async def _vanish(port: int, key: str, begun: asyncio.Semaphore) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(STREAM)}\r\n\r\n"
+    writer.write(head.encode() + STREAM)
+    await reader.readuntil(b"word0")
+    begun.release()
+    writer.transport.abort()
+
+
+async def test_4_five_hundred_callers_vanish(platform: Platform, key: str) -> None:
+    port = int(platform.gateway.address.rpartition(":")[2])
+    places = (platform.gateway.address, platform.agents.address, platform.provider)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
+        before = {place: _sockets(place) for place in places}
+        tasks = {place: await _metric(http, place, "python_asyncio_tasks ") for place in places[:2]}
+        begun = asyncio.Semaphore(0)
+        for _ in range(5):  # in five waves, so that connects do not run into the backlog
+            await asyncio.gather(*(_vanish(port, key, begun) for _ in range(CALLERS // 5)))
+        left = time.monotonic()
+        slack = 10  # kept connections of pools
+        while True:
+            async with http.get(platform.provider + "/control") as answer:
+                streams = (await answer.json())["open"]
+            over = {place: _sockets(place) - before[place] for place in places}
+            running = {
+                place: await _metric(http, place, "python_asyncio_tasks ") - count
+                for place, count in tasks.items()
+            }
+            if not streams and max(over.values()) <= 50 and max(running.values()) <= slack:
+                break
+            assert time.monotonic() - left < SECONDS, (streams, over, running)
+            await asyncio.sleep(0.2)
+    requests, output = await _metered(platform, key)
+    assert requests == CALLERS
+    assert output >= CALLERS
+
+
+async def _metered(platform: Platform, key: str) -> tuple[int, int]:
+    """Requests and output tokens in the outbox or the log, by what is counted of them."""
+    tenant_id = f"org_{key.split('_')[2]}"
+    database = Database(platform.database, role="system")
+    sql = text(
+        "select convert_from(value, 'utf8')::jsonb -> 'data' ->> 'meter' as meter,"
+        " sum((convert_from(value, 'utf8')::jsonb -> 'data' ->> 'quantity')::int) as quantity"
+        " from eventlog.record where convert_from(value, 'utf8') like :tenant group by 1"
+    )
+    found: dict[str, int] = {}
+    try:
+        for _ in range(50):
+            with tenant(tenant_id):
+                async with database.writer() as connection:
+                    rows = (await connection.execute(sql, {"tenant": f"%{tenant_id}%"})).all()
+            found = {row.meter: int(row.quantity) for row in rows}
+            if found.get("llm.requests", 0) >= CALLERS:
+                break
+            await asyncio.sleep(0.2)
+    finally:
+        await database.close()
+    return found.get("llm.requests", 0), found.get("llm.tokens.output", 0)

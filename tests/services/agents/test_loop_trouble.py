@@ -1,0 +1,141 @@
+"""Every misbehaviour of a provider: retried, answered by another model, or failed with its code; and what is owed."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.agents.tools import Tools
+from services.agents.tools.calculator import CALCULATOR
+from tests.services.agents.loop_support import Arena, Notebook, arena, assembled, check_answer, until
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Arena]:
+    async with arena(Tools([CALCULATOR]), idle=0.3) as opened:
+        yield opened
+
+
+PASSING = ["rate-limited", "broken", "cut", "clean-end", "bad-json", "hang", "empty"]
+CODES = {
+    "rate-limited": ("provider_rate_limited", True, 3),
+    "broken": ("provider_error", True, 3),
+    "cut": ("provider_unreachable", True, 3),
+    "clean-end": ("provider_cut", True, 3),
+    "bad-json": ("provider_bad_answer", True, 3),
+    "hang": ("provider_timeout", True, 3),
+    "empty": ("provider_cut", True, 3),
+    "unauthorized": ("provider_auth", False, 1),
+    "too-long": ("context_too_long", False, 1),
+}
+
+
+@pytest.mark.parametrize("trouble", PASSING)
+async def test_passing_trouble_is_retried(stage: Arena, trouble: str) -> None:
+    journal, outcome = await stage.ask("Who are you?", model=f"double/{trouble}*2")
+    completed = check_answer(journal, outcome)
+    assert len(stage.double.requests) == 3
+    # What the broken attempts said belongs to messages that never completed.
+    assert assembled(journal, completed["message"]) == outcome.text
+    assert len(journal.of("message.completed")) == 1
+    reported = journal.metered()
+    assert reported["llm.requests"] == (3 if trouble == "empty" else 1)
+
+
+@pytest.mark.parametrize("trouble", CODES)
+async def test_lasting_trouble_fails_with_its_code_and_owes_nothing(stage: Arena, trouble: str) -> None:
+    code, retryable, requests = CODES[trouble]
+    journal, outcome = await stage.ask("Who are you?", model=f"double/{trouble}")
+    assert (outcome.status, outcome.error_code, outcome.retryable) == ("failed", code, retryable)
+    assert outcome.provider == f"double/{trouble}"
+    assert len(stage.double.requests) == requests
+    assert journal.of("message.completed") == []
+    if trouble != "empty":
+        assert journal.usage == []
+        assert (outcome.input_tokens, outcome.output_tokens) == (0, 0)
+    assert "sk-of-the-double" not in outcome.error_message
+
+
+@pytest.mark.parametrize("trouble", ["broken", "unauthorized", "cut", "hang"])
+async def test_another_model_answers_when_the_first_does_not(stage: Arena, trouble: str) -> None:
+    journal, outcome = await stage.ask(
+        "Who are you?", model=f"double/{trouble}", fallbacks=("nobody/x", "double/answer")
+    )
+    check_answer(journal, outcome)
+    assert outcome.provider == "double/answer"
+    assert {event.data.dimensions["model"] for event in journal.usage} == {"answer"}
+
+
+async def test_unknown_models_fail_at_once(stage: Arena) -> None:
+    for model, code in (("nobody/x", "unknown_provider"), ("local/gpt", "unknown_model")):
+        _, outcome = await stage.ask(model=model)
+        assert (outcome.error_code, outcome.retryable) == (code, False)
+
+
+async def test_a_cut_answer_owes_what_the_provider_had_reported(stage: Arena) -> None:
+    journal, outcome = await stage.ask("Who are you?", model="double/reported-cut*1")
+    check_answer(journal, outcome)
+    cut, whole = journal.of("usage")
+    assert (cut["input"], cut["output"]) == (11, 2)
+    assert journal.metered()["llm.tokens.input"] == 11 + whole["input"]
+    assert journal.metered()["llm.requests"] == outcome.requests == 2
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"), [("cut", "provider_unreachable"), ("clean-end", "provider_cut")]
+)
+async def test_anthropic_reports_the_input_before_it_breaks_off(
+    stage: Arena, trouble: str, code: str
+) -> None:
+    journal, outcome = await stage.ask("Who are you?", model=f"claude/{trouble}")
+    assert (outcome.status, outcome.error_code) == ("failed", code)
+    assert journal.metered()["llm.tokens.input"] == 3 * 25
+    assert journal.metered()["llm.requests"] == 3
+
+
+async def test_retry_after_is_waited_for_and_not_longer_than_we_like(stage: Arena) -> None:
+    stage.double.retry_after = "1"
+    began = time.monotonic()
+    journal, outcome = await stage.ask("Who are you?", model="double/rate-limited*1")
+    check_answer(journal, outcome)
+    assert time.monotonic() - began >= 1
+    stage.double.retry_after = "3600"
+    _, outcome = await stage.ask("Who are you?", model="double/rate-limited")
+    assert outcome.error_code == "provider_rate_limited"
+    assert len(stage.double.requests) == 3
+
+
+async def test_wall_time_ends_a_run(stage: Arena) -> None:
+    journal, outcome = await stage.ask(model="double/slow=2000", seconds=0.5)
+    assert (outcome.status, outcome.error_code) == ("failed", "limit_seconds")
+    assert journal.of("message.delta")
+    assert journal.usage == []
+
+
+async def test_cancel_ends_a_run_and_its_connection(stage: Arena) -> None:
+    journal = Notebook()
+    running = asyncio.create_task(stage.execute(stage.context(model="double/slow=2000"), journal))
+    await until(lambda: bool(journal.of("message.delta")))
+    journal.cancelled.set()
+    outcome = await running
+    assert (outcome.status, outcome.message_id) == ("cancelled", "")
+    assert journal.of("message.completed") == []
+    await until(lambda: not stage.double.open)
+
+
+async def test_a_run_that_is_dropped_leaves_no_task(stage: Arena) -> None:
+    before = len(asyncio.all_tasks())
+    for _ in range(5):
+        running = asyncio.create_task(stage.execute(stage.context(model="double/slow=2000"), Notebook()))
+        await asyncio.sleep(0.1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    await until(lambda: not stage.double.open and len(asyncio.all_tasks()) <= before)
+
+
+async def test_tokens_are_passed_on_as_they_come(stage: Arena) -> None:
+    journal, outcome = await stage.ask(model="double/slow=10")
+    check_answer(journal, outcome)
+    assert len(journal.of("message.delta")) == 10
