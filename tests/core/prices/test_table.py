@@ -24,9 +24,9 @@ async def other_system(postgres: DatabaseSettings) -> AsyncIterator[Database]:
 
 
 def own_price(**changes: object) -> Price:
-    """A price of a tenant that no other test knows."""
+    """A price of a tenant and a meter that no other test knows: list prices of others would be found too."""
     made = Price(
-        new_id("org"), "llm.tokens.input", (("model", "m"),), Decimal("2.50"), 1_000_000, "USD",
+        new_id("org"), new_id("meter"), (("model", "m"),), Decimal("2.50"), 1_000_000, "USD",
         datetime(2020, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
