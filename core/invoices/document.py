@@ -1,7 +1,7 @@
 """The document that is issued: canonical JSON, the same bytes for the same content, never changed.
 
 Quantities and amounts are canonical decimal text. Everything that is needed to compute an amount again
-stands in it: slice, price revision and rating code, and of each line the price and its explanation.
+stands in it: generation and slice of the lake, price revision and rating code, and of each line the price and its explanation.
 Documents of a tenant are a chain: each holds number and SHA-256 of the one before.
 """
 
@@ -95,6 +95,8 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     total: str
     rounding: str = POLICY
     lake_version: int
+    generation: int
+    """Of the usage tables; with `slice` it names the usage that was rated."""
     slice: int
     since_slice: int
     """Of late usage: the slice up to which the period was charged before; else 0."""

@@ -111,7 +111,7 @@ async def items_of(
     return [
         Item(
             row.tenant_id, ServicePeriod(row.period_start, row.period_end), row.adjusts, row.from_revision,
-            Landed(row.lake_version, row.slice), row.currency, row.total, tuple(row.reasons),
+            Landed(row.lake_version, row.slice, row.generation), row.currency, row.total, tuple(row.reasons),
             msgspec.convert(row.lines, list[Line]), msgspec.convert(row.unpriced, list[Unpriced]),
         )
         for row in rows
@@ -152,8 +152,8 @@ async def add(
 
 _ADD_ITEM: Final = text(
     "insert into price_fix_item (price_fix, tenant_id, period_start, period_end, adjusts, from_revision, slice, "
-    "lake_version, currency, total, reasons, lines, unpriced) values (:fix, :tenant, :start, :end, :adjusts, :from, "
-    ":slice, :lake_version, :currency, :total, cast(:reasons as text[]), cast(:lines as jsonb), cast(:unpriced as jsonb))"
+    "generation, lake_version, currency, total, reasons, lines, unpriced) values (:fix, :tenant, :start, :end, :adjusts, :from, "
+    ":slice, :generation, :lake_version, :currency, :total, cast(:reasons as text[]), cast(:lines as jsonb), cast(:unpriced as jsonb))"
 )
 
 
@@ -166,6 +166,7 @@ def _item_row(fix: str, item: Item) -> dict[str, Any]:
         "adjusts": item.adjusts,
         "from": item.from_revision,
         "slice": item.landed.slice,
+        "generation": item.landed.generation,
         "lake_version": item.landed.lake_version,
         "currency": item.currency,
         "total": item.total,

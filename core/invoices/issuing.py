@@ -73,6 +73,7 @@ async def make_document(
         unrounded=unrounded,
         total=total,
         lake_version=landed.lake_version,
+        generation=landed.generation,
         slice=landed.slice,
         since_slice=since_slice,
         price_revision=price_revision,

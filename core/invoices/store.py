@@ -33,6 +33,7 @@ class Landed:
 
     lake_version: int
     slice: int
+    generation: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ async def usage(
                 group by meter, dimensions_key, width_bucket(period_start, cast(:edges as timestamptz[])),
                          date_trunc('month', period_start at time zone 'UTC')
             )
-            select p.lake_version, p.slice, c.meter, c.dimensions, c.quantity, c.events, c.first, c.last
+            select p.lake_version, p.slice, p.generation, c.meter, c.dimensions, c.quantity, c.events, c.first, c.last
             from (select 1) one
-            left join (select lake_version, slice from usage_publication order by lake_version desc limit 1) p on true
+            left join (select lake_version, slice, generation from usage_publication order by lake_version desc limit 1) p on true
             left join chosen c on true
             order by c.meter, c.first, c.dimensions
             """
@@ -82,8 +83,8 @@ async def usage(
         },
     )
     found = rows.all()
-    landed = None if found[0][0] is None else Landed(found[0][0], found[0][1])
-    return [Piece(*row[2:]) for row in found if row[2] is not None], landed
+    landed = None if found[0][0] is None else Landed(found[0][0], found[0][1], found[0][2])
+    return [Piece(*row[3:]) for row in found if row[3] is not None], landed
 
 
 async def last_number(connection: AsyncConnection) -> int:
@@ -161,10 +162,10 @@ async def add(connection: AsyncConnection, document: Document, content: bytes, i
     await connection.execute(
         text(
             """
-            insert into invoice (tenant_id, number, id, reason, price_fix, period_start, period_end, slice, lake_version,
+            insert into invoice (tenant_id, number, id, reason, price_fix, period_start, period_end, generation, slice, lake_version,
                 price_revision, code_version, currency, total, document, sha256, issued_by, issued_at)
             values (:tenant_id, :number, :id, :reason, :price_fix, cast(:start as timestamptz),
-                cast(:end as timestamptz), :slice, :lake_version, :price_revision, :code_version, :currency,
+                cast(:end as timestamptz), :generation, :slice, :lake_version, :price_revision, :code_version, :currency,
                 cast(:total as numeric), :document, :sha256, :issued_by, cast(:issued_at as timestamptz))
             """
         ),
@@ -182,6 +183,7 @@ def row_of(document: Document, content: bytes, issued_by: str) -> dict[str, Any]
         "price_fix": document.price_fix,
         "start": datetime.fromisoformat(document.service_period.start),
         "end": datetime.fromisoformat(document.service_period.end),
+        "generation": document.generation,
         "slice": document.slice,
         "lake_version": document.lake_version,
         "price_revision": document.price_revision,

@@ -191,6 +191,7 @@ class DraftInvoice(TypedDict):
     total: str
     rounding: str
     lake_version: int | None
+    generation: int | None
     slice: int | None
     price_revision: int
 

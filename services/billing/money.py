@@ -99,6 +99,7 @@ class Money:
             "total": str(amount if currency is None else round_amount(amount, currency)),
             "rounding": POLICY,
             "lake_version": None if draft.landed is None else draft.landed.lake_version,
+            "generation": None if draft.landed is None else draft.landed.generation,
             "slice": None if draft.landed is None else draft.landed.slice,
             "price_revision": draft.book.revision,
         }

@@ -25,6 +25,7 @@ class InvoiceSummary(TypedDict):
     total: str
     lines: int
     lake_version: int
+    generation: int
     slice: int
     price_revision: int
     issued_at: str
@@ -101,6 +102,7 @@ class Issued(TypedDict):
     total: str
     rounding: str
     lake_version: int
+    generation: int
     slice: int
     since_slice: int
     price_revision: int
@@ -160,6 +162,7 @@ class PriceFixItem(TypedDict):
     service_period: Period
     adjusts: str
     from_revision: int
+    generation: int
     slice: int
     currency: str | None
     total: str

@@ -192,6 +192,7 @@ def _item(item: Item) -> PriceFixItem:
         "service_period": {"start": rfc3339(item.period.start), "end": rfc3339(item.period.end)},
         "adjusts": item.adjusts,
         "from_revision": item.from_revision,
+        "generation": item.landed.generation,
         "slice": item.landed.slice,
         "currency": item.currency,
         "total": format(item.total, "f"),

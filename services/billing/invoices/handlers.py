@@ -86,6 +86,7 @@ def summary(document: Document, sha256: str) -> InvoiceSummary:
         "total": document.total,
         "lines": len(document.lines),
         "lake_version": document.lake_version,
+        "generation": document.generation,
         "slice": document.slice,
         "price_revision": document.price_revision,
         "issued_at": document.issued_at,

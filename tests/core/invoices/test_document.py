@@ -30,7 +30,7 @@ def document(**fields: Any) -> Document:
             "object": "invoice", "id": "inv_1", "number": "INV-000007", "tenant": "org_ü", "reason": "service_period",
             "adjusts": None, "price_fix": None, "lines": [], "unpriced": [], "unrounded": "0", "total": "0.00",
             "service_period": Span("2026-03-01T00:00:00.000Z", "2026-04-01T00:00:00.000Z"), "currency": "USD",
-            "lake_version": 1, "slice": 2, "since_slice": 0, "price_revision": 3,
+            "lake_version": 1, "generation": 1, "slice": 2, "since_slice": 0, "price_revision": 3,
             "issued_at": "2026-04-02T00:00:00.000Z", "previous": None,
         }
         | fields

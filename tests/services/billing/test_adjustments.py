@@ -111,6 +111,39 @@ async def test_many_late_pieces_end_at_what_rating_from_scratch_says(
     assert await book.total() == expected
 
 
+async def test_usage_made_anew_at_the_same_slice_and_prices_posts_its_difference(
+    book: Book, acme: Caller, system_database: Database
+) -> None:
+    """A promoted replay changes what a slice holds, not its number: the generation tells the two apart."""
+    await book.use("1000000")
+    await book.close(**MARCH)
+    await book.use("2000000")
+    (late,) = await book.adjust()
+    version = await book.use("4000000")
+    async with system_database.writer() as connection:
+        await connection.execute(
+            text(
+                "insert into usage_publication (lake_version, slice, code_version, generation) "
+                "values (:version, :slice, 'test', 2)"
+            ),
+            {"version": version + 1_000_000, "slice": late["slice"]},
+        )
+    try:
+        (again,) = await book.adjust()
+        assert await book.adjust() == []
+    finally:
+        owner = Database(book.database, role="owner")
+        async with owner.writer() as connection:
+            await connection.execute(text("delete from usage_publication where generation = 2"))
+        await owner.close()
+    assert (again["generation"], again["slice"], again["price_revision"]) == (
+        2,
+        late["slice"],
+        late["price_revision"],
+    )
+    assert (late["generation"], await book.total()) == (1, Decimal("17.50"))
+
+
 async def test_two_adjusters_at_once_post_once(book: Book, acme: Caller) -> None:
     await book.use("1000000")
     await book.close(**MARCH)
