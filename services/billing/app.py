@@ -32,6 +32,7 @@ from services.billing import store
 from services.billing.hold_routes import router as hold_router
 from services.billing.holds import Holds
 from services.billing.ingest import Ingest
+from services.billing.invariants import Invariants
 from services.billing.invoices.fix_handlers import PriceFixes
 from services.billing.invoices.fix_routes import router as fix_router
 from services.billing.invoices.handlers import InvoiceHandlers
@@ -98,19 +99,21 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
             )
             objects = await stack.enter_async_context(open_objects(object_settings, database_settings))
             archive = Archive(objects, system)
-            for work in (live.run(), ingest.measure(), archive.run()):
+            invariants = Invariants(database, system)
+            for work in (live.run(), ingest.measure(), archive.run(), invariants.watch()):
                 _in_background(stack, work)
             invoices = InvoiceHandlers(database, Invoices(database, archive))
             tenants = Tenants(database, system)
             app.state.billing = Billing(
                 ingest,
                 Quota(database, live),
-                Money(database, system, invoices),
+                Money(database, invoices),
                 invoices,
                 PriceFixes(system, Fixes(database, system, archive), tenants),
                 tenants,
                 Quarantine(database, system),
                 Producers(database, system),
+                invariants,
             )
             app.state.holds = Holds(system)
             LIVE.set_function(lambda: live.is_live)

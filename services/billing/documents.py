@@ -210,9 +210,33 @@ class Fates(TypedDict):
 
 
 class PartitionFates(Fates):
+    """`holds` where every record of the partition has one fate."""
+
     topic_id: str
     partition: int
     lake_version: int
+    holds: bool
+
+
+class TenantFates(Fates):
+    """Of one organisation (`-` for records that name none) over all partitions, beside the events in its cells."""
+
+    tenant: str
+    hour_events: int
+    day_events: int
+    holds: bool
+
+
+class MeterOfPeriod(TypedDict):
+    """What a month holds of a meter, added up from hours and, apart from them, from days."""
+
+    tenant: str
+    meter: str
+    events: int
+    quantity: str
+    day_events: int
+    day_quantity: str
+    holds: bool
 
 
 class Check(TypedDict):
@@ -235,15 +259,22 @@ class LostRange(TypedDict):
 
 
 class Invariants(TypedDict):
-    """`tenant` is null where the owner of the platform asked for all records; only then `lost` is filled."""
+    """`tenant` is null where the owner of the platform asked for all records; only then `lost` is filled.
+    `tenants` lists a thousand at most, those that do not agree first; `meters` only where a `period` was named.
+    It all speaks of the published cells: `lake_version` and the last `slice` in them."""
 
     object: Literal["invariants"]
     tenant: str | None
+    period: str | None
     partitions: list[PartitionFates]
     totals: Fates
+    tenants: list[TenantFates]
+    has_more_tenants: bool
+    meters: list[MeterOfPeriod]
     lost: list[LostRange]
     checks: list[Check]
     lake_version: int | None
+    slice: int | None
     holds: bool
 
 

@@ -1,10 +1,9 @@
-"""Prices, the draft invoice and the proof behind it."""
+"""Prices and the draft invoice."""
 
-from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 from core.clock import now, rfc3339
 from core.database import Database, tenant
@@ -13,16 +12,14 @@ from core.invoices import difference
 from core.invoices.issue import Pending
 from core.prices import EVERYBODY, Books, Price
 from core.rating import POLICY, Line, Unpriced, explain, round_amount
-from services.billing import documents, store
+from services.billing import documents
 from services.billing.invoices.handlers import InvoiceHandlers, plain
 from services.common.errors import Problem
 
-_FATES: Final = ("counted", "duplicates", "quarantined", "rejected")
-
 
 class Money:
-    def __init__(self, app: Database, system: Database, invoices: InvoiceHandlers) -> None:
-        self._app, self._system, self._invoices, self._books = app, system, invoices, Books()
+    def __init__(self, app: Database, invoices: InvoiceHandlers) -> None:
+        self._app, self._invoices, self._books = app, invoices, Books()
 
     async def prices(
         self, tenant_id: str, wanted: Mapping[str, str], *, after: str, limit: int
@@ -103,70 +100,6 @@ class Money:
             "slice": None if draft.landed is None else draft.landed.slice,
             "price_revision": draft.book.revision,
         }
-
-    async def invariants(self, tenant_id: str | None) -> documents.Invariants:
-        """Where every record of a tenant went, and whether all sums agree; of everybody for None."""
-        lost = list[store.Lost]()
-        if tenant_id is None:
-            async with self._system.reader() as connection:
-                found = await store.conservation(connection)
-                lost = await store.lost(connection)
-        else:
-            with tenant(tenant_id):
-                async with self._app.reader() as connection:
-                    found = await store.conservation(connection)
-        partitions = found["partitions"] or []
-        totals = documents.Fates(
-            landed=sum(row["landed"] for row in partitions),
-            counted=sum(row["counted"] for row in partitions),
-            duplicates=sum(row["duplicates"] for row in partitions),
-            quarantined=sum(row["quarantined"] for row in partitions),
-            rejected=sum(row["rejected"] for row in partitions),
-            voids=sum(row["voids"] for row in partitions),
-            checkpoints=sum(row["checkpoints"] for row in partitions),
-        )
-        # A void is a counted record and takes a counted event out.
-        effective = totals["counted"] - totals["checkpoints"] - 2 * totals["voids"]
-        checks = {
-            "every landed record has one fate": all(
-                row["landed"] == sum(row[fate] for fate in _FATES) for row in partitions
-            ),
-            "hourly cells hold every counted event that was not voided": found["hour_events"] == effective,
-            "daily cells hold every counted event that was not voided": found["day_events"] == effective,
-            "hours and days add up to the same quantities": found["unequal_sums"] == 0,
-        }
-        if tenant_id is None:
-            landed = {(row["topic_id"], row["partition"]): row["landed"] for row in partitions}
-            gone: Counter[tuple[str, int]] = Counter()
-            for one in lost:
-                gone[one.topic_id, one.partition] += 0 if one.end is None else one.end - one.first
-            checks["every offset below the watermark has landed or is booked as lost"] = all(
-                landed.get((topic_id, partition), 0) + gone[topic_id, partition] == offset
-                for topic_id, partition, offset in found["watermark"] or ()
-            )
-        return {
-            "object": "invariants",
-            "tenant": tenant_id,
-            "partitions": partitions,
-            "totals": totals,
-            "lost": [_lost(one) for one in lost],
-            "checks": [{"name": name, "holds": holds} for name, holds in checks.items()],
-            "lake_version": found["lake_version"],
-            "holds": all(checks.values()),
-        }
-
-
-def _lost(one: store.Lost) -> documents.LostRange:
-    return {
-        "topic_id": one.topic_id,
-        "partition": one.partition,
-        "first_offset": one.first,
-        "end_offset": one.end,
-        "kind": one.kind,
-        "reason": one.reason,
-        "accepted_by": one.accepted_by,
-        "accepted_at": rfc3339(one.accepted_at),
-    }
 
 
 def _price(price: Price, at: datetime) -> documents.PriceShown:

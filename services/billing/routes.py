@@ -9,8 +9,10 @@ from starlette.responses import Response
 
 from services.billing import documents, schemas
 from services.billing.ingest import Ingest
+from services.billing.invariants import Invariants
 from services.billing.invoices.fix_handlers import PriceFixes
 from services.billing.invoices.handlers import InvoiceHandlers
+from services.billing.invoices.schemas import month_query
 from services.billing.money import Money
 from services.billing.producers import Producers
 from services.billing.quarantine import Quarantine
@@ -35,6 +37,7 @@ class Billing:
     tenants: Tenants
     quarantine: Quarantine
     producers: Producers
+    invariants: Invariants
 
 
 def _billing(request: Request) -> Billing:
@@ -180,9 +183,19 @@ async def invariants(
     billing: BillingOf,
     principal: Annotated[Principal, Depends(require("billing:read"))],
     tenant: TenantQuery = None,
+    period: Annotated[
+        str | None,
+        Query(max_length=32, description="A month, such as `2026-03`: its meters, hours against days."),
+    ] = None,
 ) -> documents.Invariants:
-    """Where every record went: landed = counted + duplicates + quarantined + rejected, and what must
-    agree with it. The owner of the platform who names no organisation sees all records."""
+    """Where every record went: landed = counted + duplicates + quarantined + rejected, by partition and by
+    organisation, and what must agree with it at the lake version and slice that it names. The owner of the
+    platform who names no organisation sees all records.
+
+    Fates are of all records, whatever `period` says: one that could not be read belongs to no month. Quantities
+    and events are those of the month, in which usage took place whenever it landed.
+    """
+    month = None if period is None else month_query(period)
     if tenant is None and (principal.platform_owner or principal.kind == "system"):
-        return await billing.money.invariants(None)
-    return await billing.money.invariants(await billing.tenants.resolve(principal, tenant))
+        return await billing.invariants.of(None, month)
+    return await billing.invariants.of(await billing.tenants.resolve(principal, tenant), month)

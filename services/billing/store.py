@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -49,20 +49,6 @@ class Import:
         """Declaring the same again is the same import."""
         made = derived_id(tenant_id, source, start.isoformat(), end.isoformat())
         return cls(f"imp_{made}", source, start, end)
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Offsets [first, end) that were gone from the topic before they landed; an end that nobody knows is None."""
-
-    topic_id: str
-    partition: int
-    first: int
-    end: int | None
-    kind: str
-    reason: str
-    accepted_by: str
-    accepted_at: datetime
 
 
 async def published(connection: AsyncConnection) -> Published:
@@ -115,50 +101,6 @@ async def cells(
     return [CellRow(row[2], row[3], row[4] or {}, row[5], row[6]) for row in found if row[2] is not None], (
         _published(found[0][0], found[0][1])
     )
-
-
-async def conservation(connection: AsyncConnection) -> dict[str, Any]:
-    """Fates by partition, and what must agree with them, in one snapshot.
-
-    Role `app`: of its tenant. Role `system`: of all tenants and of records
-    that name none.
-    """
-    row = (
-        await connection.execute(
-            text(
-                """
-                select
-                    (select jsonb_agg(p order by p.topic_id, p.partition) from (
-                        select topic_id, partition, sum(landed)::bigint as landed, sum(counted)::bigint as counted,
-                               sum(duplicates)::bigint as duplicates, sum(quarantined)::bigint as quarantined,
-                               sum(rejected)::bigint as rejected, sum(voids)::bigint as voids,
-                               sum(checkpoints)::bigint as checkpoints, max(lake_version) as lake_version
-                        from usage_conservation group by topic_id, partition) p) as partitions,
-                    (select coalesce(sum(events), 0)::bigint from usage_cell where grain = 'hour') as hour_events,
-                    (select coalesce(sum(events), 0)::bigint from usage_cell where grain = 'day') as day_events,
-                    (select count(*) from (
-                        select 1 from usage_cell group by tenant_id, meter
-                        having sum(quantity) filter (where grain = 'hour')
-                            is distinct from sum(quantity) filter (where grain = 'day')) d) as unequal_sums,
-                    (select jsonb_agg(jsonb_build_array(topic_id, partition, next_offset)) from usage_watermark)
-                        as watermark,
-                    (select max(lake_version) from usage_publication) as lake_version
-                """
-            )
-        )
-    ).one()
-    return dict(row._mapping)
-
-
-async def lost(connection: AsyncConnection) -> list[Lost]:
-    """Records that never landed and were accepted as lost (role `system`)."""
-    rows = await connection.execute(
-        text(
-            "select topic_id, partition, first_offset, end_offset, kind, reason, accepted_by, accepted_at from landing_loss "
-            "where topic = 'usage.records' order by accepted_at, partition"
-        )
-    )
-    return [Lost(*row) for row in rows]
 
 
 async def find_tenant(connection: AsyncConnection, wanted: str) -> str | None:
