@@ -109,9 +109,13 @@ def halves(identities: bytes) -> tuple[Array, Array]:
 
 def _by_identity(high: Array, low: Array) -> Array:
     """Order by identity; rows of one identity stay in the order they have."""
-    order = np.argsort(high, kind="stable")
-    if ((high[order][1:] == high[order][:-1]) & (low[order][1:] != low[order][:-1])).any():
-        order = np.lexsort((low, high))
+    order = np.argsort(high)
+    tied = np.flatnonzero(high[order][1:] == high[order][:-1])
+    if len(tied):
+        # An unstable sort costs a fifth of a stable one. It leaves rows of one key side by side, and they are few.
+        tied = np.union1d(tied, tied + 1)
+        rows = order[tied]
+        order[tied] = rows[np.lexsort((rows, low[rows], high[rows]))]
     return order
 
 

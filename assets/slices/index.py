@@ -233,10 +233,10 @@ def _write_merged(file: BinaryIO, parts: Sequence[Array], size: int) -> None:
         some = [_piece(part, cut[piece], cut[piece + 1]) for part, cut in zip(parts, cuts, strict=True)]
         both = np.concatenate(some, axis=1)
         # The sort is stable and finds the runs sorted (Timsort): linear.
-        both = both[:, np.argsort(both[KEY], kind="stable")]
+        order = np.argsort(both[KEY], kind="stable")
         for row in (KEY, ORDINAL):
             file.seek(start + 8 * (row * size + at))
-            file.write(both[row].tobytes())
+            file.write(both[row].take(order).data)
         at += both.shape[1]
 
 

@@ -21,18 +21,20 @@ def rows_at(lake: Lake, handle: DeltaTable, places: pl.DataFrame, columns: Seque
     places = places.select(pl.col(name).cast(wanted[name]) for name in PLACE).drop_nulls().unique()
     if places.is_empty():
         return pl.DataFrame(schema=wanted)
-    parts = []
-    for path, low, high in _files(handle):
-        here = places.filter(pl.col("slice").is_between(low, high))["offset"]
-        if here.is_empty():
-            continue
-        file = pl.scan_parquet(f"{lake.uri(schema.EVENTS)}/{path}", storage_options=lake.options() or None)
-        # With their statistics of offsets the reader leaves out most of a file: half of the cost.
-        near = file.filter(pl.col("offset").is_between(here.min(), here.max()))
-        parts.append(near.select(pl.col(name).cast(kind) for name, kind in wanted.items()))
-    if not parts:
+    slices, offsets = places["slice"].unique().sort(), places["offset"].unique()
+    paths = [
+        f"{lake.uri(schema.EVENTS)}/{path}"
+        for path, low, high in _files(handle)
+        if slices.search_sorted(low, "left") < slices.search_sorted(high, "right")
+    ]
+    if not paths:
         return pl.DataFrame(schema=wanted)
-    return pl.concat(parts).join(places.lazy(), on=PLACE, how="semi").collect()
+    files = pl.scan_parquet(paths, storage_options=lake.options() or None)
+    # By the statistics of offsets the reader leaves out most of each file, and reads the others' columns only
+    # of the rows that are left.
+    near = files.filter(pl.col("offset").is_in(offsets.implode()))
+    rows = near.select(pl.col(name).cast(kind) for name, kind in wanted.items())
+    return rows.join(places.lazy(), on=PLACE, how="semi").collect()
 
 
 def _files(handle: DeltaTable) -> list[tuple[str, int, int]]:
