@@ -192,10 +192,9 @@ def tables(cells: pl.DataFrame, state: Published) -> tuple[dict[str, pl.DataFram
     digits, left_out = scale_of(every)
     left_out |= unrated
     charged = charge_table([charge for charge in every if charge.tenant not in left_out], digits)
-    order = ["period_start", "tenant", "meter", "dimensions"]
     return {
-        "usage_hourly": hourly.join(slugs, on="tenant", how="left").sort(order),
-        "usage_daily": daily.join(slugs, on="tenant", how="left").sort(order),
+        "usage_hourly": in_order(hourly.join(slugs, on="tenant", how="left")),
+        "usage_daily": in_order(daily.join(slugs, on="tenant", how="left")),
         "charges": charged.join(slugs, on="tenant", how="left").sort(
             "tenant", "meter", "price_id", "service_period_start"
         ),
@@ -224,6 +223,13 @@ def tables(cells: pl.DataFrame, state: Published) -> tuple[dict[str, pl.DataFram
             },
         ),
     }, left_out
+
+
+def in_order(cells: pl.DataFrame) -> pl.DataFrame:
+    """Cells as a snapshot keeps them: by day, in a day by tenant, so that a time and a tenant both stand in few
+    blocks. Ordered by hour, a tenant's month would be in all of them."""
+    day = pl.col("period_start").dt.truncate("1d")
+    return cells.sort(day, "tenant", "period_start", "meter", "dimensions")
 
 
 def meta(state: Published, left_out: Iterable[str]) -> dict[str, str]:

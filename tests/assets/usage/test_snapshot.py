@@ -131,6 +131,16 @@ def test_tables_hold_hours_days_and_names() -> None:
     assert frames["prices"]["id"].to_list() == ["list", "dearer", "own"]
 
 
+def test_cells_stand_by_day_and_in_a_day_by_tenant() -> None:
+    """So that a tenant's month is in few blocks of a file, and so is a day."""
+    every = [
+        (tenant, START + timedelta(hours=hour), "{}", "1") for hour in (30, 3, 1) for tenant in ("b", "a")
+    ]
+    found, _ = tables(cells(*every), Published(1, 1, {}, [], {}))
+    hours = [(tenant, (hour - START) // timedelta(hours=1)) for tenant, hour in found["usage_hourly"].select("tenant", "period_start").rows()]  # fmt: skip
+    assert hours == [("a", 1), ("a", 3), ("b", 1), ("b", 3), ("a", 30), ("b", 30)]
+
+
 def test_duckdb_computes_what_rating_computes(tmp_path: Path) -> None:
     path = tmp_path / "s.duckdb"
     build(path, tables(CELLS, state())[0], meta(state(), ()))
