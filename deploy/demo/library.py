@@ -58,28 +58,31 @@ def await_fates(
     """Wait until every document is indexed or says why it is not.
 
     Raises:
-        DemoError: with the names that have not ended, after `patience` seconds without progress.
+        DemoError: with the names that have not ended, after `patience` seconds in which none came a stage further.
     """
     fates: dict[str, Fate] = {}
+    states: dict[str, str] = {}
     deadline = time.monotonic() + patience
     while len(fates) < len(documents):
-        before = len(fates)
+        before = dict(states)
         for name, document in documents.items():
             if name in fates:
                 continue
             row = client.get(f"/api/v1/documents/{document}")
+            states[name] = row["state"]
             if row["state"] in ENDED:
                 version = row["version"] or {}
                 fates[name] = Fate(
                     document, int(version.get("version", 0)), row["state"], str(version.get("reason") or "")
                 )
         tick(len(fates))
-        if len(fates) > before:
+        if states != before:
             deadline = time.monotonic() + patience
         elif time.monotonic() > deadline:
             left = sorted(set(documents) - set(fates))
             raise DemoError(
-                f"{len(left)} documents did not end in {patience:.0f} s: {', '.join(left[:5])}; see `headrace doctor`"
+                f"{len(left)} documents came no further in {patience:.0f} s: "
+                f"{', '.join(left[:5])}; see `headrace doctor`"
             )
         if len(fates) < len(documents):
             time.sleep(0.5)
