@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import re
 import textwrap
 import tomllib
 from dataclasses import dataclass
@@ -72,4 +73,12 @@ def pdf(text: str) -> bytes:
     output = io.BytesIO()
     document.save(output)
     document.close()
-    return output.getvalue()
+    return _undated(output.getvalue())
+
+
+def _undated(content: bytes) -> bytes:
+    """The same text gives the same bytes: PDFium writes the time of day and a random identifier of the same length,
+    and each demo would upload, read and embed a new version of what is there already."""
+    for pattern in (rb"(?<=CreationDate\(D:)\d{14}", rb"(?<=/ID\[)[<>0-9A-F]+"):
+        content = re.sub(pattern, lambda found: re.sub(rb"[0-9A-F]", b"0", found[0]), content)
+    return content
