@@ -74,6 +74,9 @@ def environment(installation: Installation) -> dict[str, str]:
         "DAGSTER_PG_HOST": host,
         "DAGSTER_PG_PORT": port or "5432",
         "DAGSTER_DISABLE_TELEMETRY": "1",
+        # As `start_timeout_seconds`. A run's process loads all definitions, about 5 CPU-seconds: beside ten busy
+        # processes on two cores that took more than the 60 s after which the daemon gave the run up.
+        "DAGSTER_GRPC_TIMEOUT_SECONDS": "180",
     }
 
 
