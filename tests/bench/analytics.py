@@ -241,7 +241,7 @@ def _plain(row: tuple[Any, ...]) -> tuple[str, ...]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description="Analysts' questions: the snapshot against PostgreSQL.")
-    arguments.add_argument("--rows", type=int, default=10_000_000)
+    arguments.add_argument("--rows", type=int, default=6_000_000)
     arguments.add_argument("--rounds", type=int, default=2)
     options = arguments.parse_args()
     if options.rows < DAYS * 1_000:
