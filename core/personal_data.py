@@ -181,9 +181,13 @@ def _conversations() -> Iterable[Holding]:
             "what was said", "user_id of the conversation", _ROWS, "conversation", erasure=delete)  # fmt: skip
     yield t("public.run",
             "tenant_id id sequence conversation_id turn user_id agent_id agent_version spec metadata traceparent status epoch "
-            "owner lease_until stalls last_seq safe_seq steps cancel_by created_at started_at ended_at message_id "
+            "owner lease_until stalls last_seq safe_seq steps cancel_by created_at started_at ended_at waiting_since waited message_id "
             "input_tokens output_tokens requests tool_calls error_code error_message retryable provider event_partition "
             "first_offset last_offset", "runs that answered", "user_id", _ROWS, "conversation", erasure=delete)  # fmt: skip
+    yield t("public.approval",
+            "tenant_id run_id call round tool arguments reason requested_at expires_at decision decided_by note decided_at",
+            "calls of tools that a person was asked about, and what they decided", "user_id of the run, and decided_by",
+            _ROWS, "conversation", erasure=delete)  # fmt: skip
     yield t("public.checkpoint", "tenant_id run_id step kind payload epoch created_at",
             "steps of a run: prompts, replies, tool results", "user_id of the run", _NOT, "conversation",
             erasure=delete)  # fmt: skip
@@ -261,7 +265,7 @@ def _invoices() -> Iterable[Holding]:
     t, unlink = _table, Erasure.UNLINK
     yield t("public.invoice_sequence", "tenant_id last", "number given out last")
     yield t("public.invoice",
-            "tenant_id number id reason price_fix period_start period_end slice lake_version price_revision code_version "
+            "tenant_id number id reason price_fix period_start period_end slice lake_version price_revision code_version generation "
             "currency total document sha256 issued_at", "issued invoices and adjustments: sums of a tenant")  # fmt: skip
     yield t("public.invoice", "issued_by", "who issued it", "issued_by", _NOT, "book", erasure=unlink)
     yield t("public.invoice_copy", "tenant_id number copied_at", "documents that lie in the archive too")
@@ -271,7 +275,7 @@ def _invoices() -> Iterable[Holding]:
     yield t("public.price_fix", "created_by decided_by applied_by", "who looked, decided and applied",
             "created_by, decided_by, applied_by", _NOT, "book", erasure=unlink)  # fmt: skip
     yield t("public.price_fix_item",
-            "price_fix tenant_id period_start period_end adjusts from_revision slice lake_version currency total reasons "
+            "price_fix tenant_id period_start period_end adjusts from_revision slice lake_version generation currency total reasons "
             "lines unpriced", "what they change: sums of a tenant")  # fmt: skip
 
 

@@ -35,8 +35,8 @@ TYPES: Final = frozenset(
         "tool_call.completed",  # {call, name, arguments}
         "tool_result",  # {call, name, status: ok|error|timeout, content, latency_ms, replayed}
         "retrieval.degraded",  # {reason}
-        "approval.requested",  # {call, reason, expires}
-        "approval.resolved",  # {call, decision, by}
+        "approval.requested",  # {call, round, name, arguments, reason: unsafe|policy|interrupted, expires}
+        "approval.resolved",  # {call, round, decision: approve|reject|expired|cancelled, by}
         "message.delta",  # {message, offset: code points, text}
         "message.completed",  # {message, text, citations, sha256}
         "usage",  # {model, provider, input, output, cached, reasoning, usage: [event ids]}

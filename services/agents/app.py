@@ -158,6 +158,8 @@ def _counted(loop: Execute, window: TokenWindow) -> Execute:
 
     async def counted(run: RunContext, journal: Journal) -> Outcome:
         outcome = await loop(run, journal)
+        if outcome.status == "waiting":
+            return outcome  # totals are of the whole run: they are counted at its end
         used = outcome.input_tokens + outcome.output_tokens
         await window.settle(window_name(run.tenant_id, run.user), used)
         return outcome

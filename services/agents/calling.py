@@ -1,4 +1,4 @@
-"""Tools as the model calls them: limits, events, usage and the checkpoint of each result."""
+"""Tools as the model calls them: approvals, limits, events, usage and the checkpoint of each result."""
 
 import asyncio
 import time
@@ -14,6 +14,7 @@ from pydantic_core import SchemaValidator, core_schema
 
 from core.log import Logger
 from services.agents import metering
+from services.agents.approvals import WaitError, not_allowed, question, why
 from services.agents.journal import FencedError, Journal
 from services.agents.model import RunContext
 from services.agents.saved import SavedCall, State, encode
@@ -37,6 +38,7 @@ class RunTools(AbstractToolset[object]):
     def __init__(self, run: RunContext, journal: Journal, state: State, tools: Mapping[str, Tool]) -> None:
         self._run, self._journal, self._state, self._tools = run, journal, state, tools
         self._reported: set[str] = set()
+        self._answered = {(one.call, one.round): one for one in run.answered}
 
     @property
     def id(self) -> str | None:
@@ -61,15 +63,17 @@ class RunTools(AbstractToolset[object]):
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: ModelContext[object], tool: ToolsetTool[object]
     ) -> str:
-        """The result for the model: an old one where there is one, else that of a call."""
+        """The result for the model: an old one where there is one, else that of a call.
+
+        Raises:
+            WaitError: a person must be asked first.
+        """
         turn = self._state.turns[-1]
         call = turn.calls[str(ctx.tool_call_id)]
         saved = self._state.calls.get(call)
         if saved is not None and saved.state == "done":
             return saved.content
-        if saved is not None:
-            return await self._ask(call, name, turn.turn)
-        return await self._call(call, self._tools[name], tool_args, turn.turn)
+        return await self._call(call, self._tools[name], tool_args, turn.turn, begun=saved)
 
     def refused(self, part: ToolReturnPart) -> None:
         """pydantic-ai has answered a call itself: unknown tool, or arguments that are not JSON."""
@@ -78,14 +82,26 @@ class RunTools(AbstractToolset[object]):
             self._reported.add(call)
             self._tell(call, part.tool_name, "error", part.model_response_str(), 0)
 
-    async def _call(self, call: str, tool: Tool, given: dict[str, Any], turn: int) -> str:
+    async def _call(
+        self, call: str, tool: Tool, given: dict[str, Any], turn: int, *, begun: SavedCall | None
+    ) -> str:
         try:
             arguments = msgspec.convert(given, tool.arguments, strict=False)
         except msgspec.ValidationError as error:
             refusal = Output(f"The arguments do not fit: {error}. Correct them and call again.")
             return await self._done(call, tool.name, turn, "error", refusal, 0, billed=False)
+        asked = begun.round if begun else 0
+        if reason := why(self._run.spec, tool, interrupted=begun is not None):
+            asked += 1
+            answer = self._answered.get((call, asked))
+            if answer is None:
+                raise WaitError(question(call, asked, tool, given, reason))
+            if answer.decision != "approve":
+                return await self._done(
+                    call, tool.name, turn, "error", not_allowed(answer, reason), 0, billed=False
+                )
         if tool.side_effect == "unsafe":
-            begun = SavedCall(turn=turn, call=call, state="begun")
+            begun = SavedCall(turn=turn, call=call, state="begun", round=asked)
             await self._journal.checkpoint("tool", encode(begun))
             self._state.add(begun)
         elif tool.side_effect == "idempotent":
@@ -128,16 +144,6 @@ class RunTools(AbstractToolset[object]):
         await self._journal.checkpoint("tool", encode(saved), records)
         self._state.add(saved)
         return output.content
-
-    async def _ask(self, call: str, name: str, turn: int) -> str:
-        """An unsafe call began and nobody saw it end: a person decides, not we."""
-        reason = "the call began on an instance that was lost; it may have happened"
-        self._journal.emit("approval.requested", {"call": call, "reason": reason, "expires": None})
-        told = Output(
-            "It is not known whether this call happened, because the instance that made it was lost. It was not "
-            "repeated; a person has been asked. Go on without its result and say so."
-        )
-        return await self._done(call, name, turn, "error", told, 0, billed=False)
 
     def _tell(self, call: str, name: str, status: Status, content: str, took: int) -> None:
         self._journal.emit(

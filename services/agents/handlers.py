@@ -12,7 +12,15 @@ from core import audit
 from core.audit import NO_TENANT
 from core.database import Database, tenant
 from core.ids import new_id
-from services.agents import agent_store, attachments, remembered, schemas, store, submissions
+from services.agents import (
+    agent_store,
+    attachments,
+    decisions,
+    remembered,
+    schemas,
+    store,
+    submissions,
+)
 from services.agents.agent_store import Agent
 from services.agents.model import AgentSpec
 from services.agents.store import Conversation, Run, Viewer, Window
@@ -285,6 +293,34 @@ class Conversations:
             await _seen(connection, principal, conversation_id)
             found = await store.runs(connection, Viewer.of(principal), conversation_id, Window.of(page))
         return listing([schemas.run(one) for one in found], page)
+
+    async def approvals(self, principal: Principal, run_id: str) -> schemas.Approvals:
+        """Raises: Problem 404."""
+        async with self._writer(principal) as connection:
+            found = await store.run(connection, Viewer.of(principal), run_id)
+            if found is None:
+                raise not_found("run")
+            asked = await decisions.of_run(connection, run_id)
+        return {"object": "list", "data": [schemas.approval(one) for one in asked]}
+
+    async def decide(
+        self, principal: Principal, run_id: str, call: str, body: schemas.NewDecision
+    ) -> schemas.ApprovalShown:
+        """Raises: Problem 404, 409 `approval_resolved`."""
+        async with self._writer(principal) as connection:
+            found = await store.run(connection, Viewer.of(principal), run_id, lock=True)
+            if found is None:
+                raise not_found("run")
+            decided = await decisions.decide(
+                connection,
+                found,
+                call,
+                body.round,
+                decision=body.decision,
+                by=principal.subject,
+                note=body.note,
+            )
+        return schemas.approval(decided)
 
     async def cancel(self, principal: Principal, run_id: str) -> schemas.RunShown:
         """Ask it to end; done already where it has ended. Raises: Problem 404."""

@@ -13,7 +13,7 @@ from core.clock import now
 from core.contracts.agents import TASKS, AgentTask, Citation
 from core.eventlog.api import NewRecord
 from core.messaging.outbox import enqueue
-from services.agents.model import AgentSpec, Checkpoint, RunContext, StoredMessage, stored_spec
+from services.agents.model import AgentSpec, Answered, Checkpoint, RunContext, StoredMessage, stored_spec
 from services.agents.notes import Identity
 
 HISTORY: Final = 200
@@ -23,11 +23,11 @@ HISTORY: Final = 200
 _CLAIM: Final = text(
     """
     with next as (
-        select r.tenant_id, r.id from run r
+        select r.tenant_id, r.id, r.status from run r
         where r.status in ('queued', 'running') and (r.status = 'queued' or r.lease_until < clock_timestamp())
           and not exists (
               select from run e where e.tenant_id = r.tenant_id and e.conversation_id = r.conversation_id
-                and e.turn < r.turn and e.status in ('queued', 'running'))
+                and e.turn < r.turn and e.status in ('queued', 'running', 'waiting'))
         order by r.sequence limit :limit for update skip locked
     )
     update run r set
@@ -37,8 +37,8 @@ _CLAIM: Final = text(
         stalls = case when r.status = 'queued' then 0 when r.owner = :instance then r.stalls else r.stalls + 1 end
     from next where r.tenant_id = next.tenant_id and r.id = next.id
     returning r.tenant_id, r.id, r.conversation_id, r.turn, r.user_id, r.agent_id, r.agent_version, r.spec::text as spec, r.epoch,
-              r.stalls, r.last_seq, r.safe_seq, r.steps, r.cancel_by, r.traceparent,
-              extract(epoch from clock_timestamp() - r.started_at) as running_for
+              r.stalls, r.last_seq, r.safe_seq, r.steps, r.cancel_by, r.traceparent, next.status as found,
+              extract(epoch from clock_timestamp() - r.started_at - r.waited) as running_for
     """
 )
 _HISTORY: Final = text(
@@ -70,11 +70,9 @@ class Claimed:
     steps: int
     cancel_by: str | None
     running_for: float
-    """Seconds since its first start."""
-
-    @property
-    def taken_over(self) -> bool:
-        return self.identity.epoch > 1
+    """Seconds since its first start, without those it waited for people."""
+    taken_over: bool
+    """Another instance had it, and did not end it."""
 
 
 async def claim(
@@ -114,6 +112,13 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
         ),
         {"tenant": identity.tenant_id, "run": identity.run_id},
     )
+    answered = await connection.execute(
+        text(
+            "select call, round, decision, note from approval"
+            " where tenant_id = :tenant and run_id = :run and decision is not null"
+        ),
+        {"tenant": identity.tenant_id, "run": identity.run_id},
+    )
     if not own:
         raise UnreadableError("no message of its turn is there")
     try:
@@ -134,6 +139,7 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
         input=asked,
         checkpoints=tuple(Checkpoint(row.step, row.kind, bytes(row.payload)) for row in steps),
         deadline=now() + timedelta(seconds=claimed.spec.limits.seconds - claimed.running_for),
+        answered=tuple(Answered(row.call, row.round, row.decision, row.note) for row in answered),
     )
     return found, int(own[-1].place) + 1
 
@@ -201,4 +207,5 @@ def _claimed(row: Row[Any]) -> Claimed:
         steps=row.steps,
         cancel_by=row.cancel_by,
         running_for=max(0.0, float(row.running_for)),
+        taken_over=row.found == "running",
     )

@@ -23,6 +23,7 @@ from core.contracts.agents import Citation
 from core.log import Logger
 from core.tasks import cancel
 from services.agents import metering
+from services.agents.approvals import WaitError
 from services.agents.calling import RunTools
 from services.agents.citations import claims, verified
 from services.agents.failures import Failure, LimitError, Policy, cut, failure_of
@@ -46,7 +47,7 @@ _log = Logger("agents.loop")
 async def execute(
     run: RunContext, journal: Journal, providers: Providers, tools: Tools, policy: Policy = POLICY
 ) -> Outcome:
-    """Go on with a run from its checkpoints until it ends.
+    """Go on with a run from its checkpoints until it ends, or must wait for a person.
 
     Returns within moments of `journal.cancelled` and at `run.deadline`.
 
@@ -96,6 +97,8 @@ class _Loop:
                 return await self._converse(await self._target(models[0]))
             except LimitError as error:
                 return self.failed(error.code, error.message)
+            except WaitError as wait:
+                return self.outcome(status="waiting", question=wait.question)
             except Failure as failure:
                 tries = 1 if len(self._state.turns) > turns else tries + 1
                 pause = self._pause(failure, tries)

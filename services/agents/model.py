@@ -6,7 +6,7 @@ The runner (`services.agents.runner`) builds a `RunContext` from the run's rows,
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,8 +14,14 @@ from msgspec import Meta
 from core.contracts.agents import Citation
 
 Role = Literal["user", "assistant", "system"]
-Status = Literal["queued", "running", "completed", "failed", "cancelled"]
+Status = Literal["queued", "running", "waiting", "completed", "failed", "cancelled"]
+OPEN: Final = frozenset[Status]({"queued", "running", "waiting"})
+"""`waiting` is for a person's decision; nobody holds a lease meanwhile."""
 Ending = Literal["completed", "failed", "cancelled"]
+Reason = Literal["unsafe", "policy", "interrupted"]
+"""Why a person is asked: the tool may change something each time, the agent wants it so, or the call began
+and its instance was lost, so that it may have happened."""
+Decision = Literal["approve", "reject", "expired", "cancelled"]
 CheckpointKind = Literal["model", "tool"]
 
 
@@ -32,7 +38,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         ]
         | None
     ) = None
-    seconds: Annotated[int, Meta(ge=1, le=3600, description="From start to end, over takeovers too.")] = 300
+    seconds: Annotated[
+        int,
+        Meta(ge=1, le=3600, description="From start to end, over takeovers too, without waits for people."),
+    ] = 300
 
 
 class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,12 +59,24 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
         Meta(max_length=32, description="Names of registered tools."),
     ] = ()
+    approval: Annotated[
+        dict[str, Literal["always", "never"]],
+        Meta(
+            max_length=32,
+            description="Of some of these tools whether a person must allow each call; left out: of unsafe ones.",
+        ),
+    ] = msgspec.field(default_factory=dict)
     knowledge_bases: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
         Meta(max_length=64, description="What knowledge search looks in, ids; all where empty."),
     ] = ()
     limits: Limits = Limits()
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError; a misspelt name would let a tool act unasked."""
+        if unknown := sorted(self.approval.keys() - set(self.tools)):
+            raise ValueError(f"`approval` names {', '.join(unknown)}, which `tools` does not list")
 
 
 def stored_spec(document: str) -> AgentSpec | None:
@@ -84,6 +105,27 @@ class Checkpoint(msgspec.Struct, frozen=True):
     payload: bytes
 
 
+class Answered(msgspec.Struct, frozen=True):
+    """What became of a question to a person."""
+
+    call: str
+    round: int
+    decision: Decision
+    note: str = ""
+
+
+class Question(msgspec.Struct, frozen=True):
+    """May this call be made? `round` counts the questions about one call."""
+
+    call: str
+    round: int
+    tool: str
+    arguments: str
+    """JSON."""
+    reason: Reason
+    expires: datetime
+
+
 class RunContext(msgspec.Struct, frozen=True):
     """All that an execution of a run starts from."""
 
@@ -104,12 +146,16 @@ class RunContext(msgspec.Struct, frozen=True):
     """In order; not empty where an earlier execution came further than the start."""
     deadline: datetime
     """Wall time (UTC) at which the run fails with `limit_seconds`; the runner enforces it too."""
+    answered: tuple[Answered, ...] = ()
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an execution ended. The runner turns it into the terminal event and the stored answer."""
+    """How an execution ended. The runner turns it into the terminal event and the stored answer, or lets the
+    run wait where there is a `question`."""
 
-    status: Ending
+    status: Ending | Literal["waiting"]
+    question: Question | None = None
+    """For `waiting`."""
     message_id: str = ""
     """Of the answer, as in its `message.completed`; empty where there is none."""
     text: str = ""

@@ -8,13 +8,13 @@ from typing import Any, Final
 import msgspec
 from opentelemetry.propagate import inject
 
-from core.clock import now
+from core.clock import now, rfc3339
 from core.contracts.agents import DELTAS, EVENTS, TERMINAL, TYPES, AgentEvent
 from core.eventlog.api import NewRecord
 from core.eventlog.headers import Headers, record_size
 from core.topology import TOPICS
 from services.agents.journal import FencedError
-from services.agents.model import CheckpointKind, Outcome, StoredMessage
+from services.agents.model import CheckpointKind, Outcome, Question, StoredMessage
 
 MAX_DATA: Final = 512_000
 """Bytes of JSON of one event's data."""
@@ -26,7 +26,9 @@ _ITEM: Final = {
     "tool_call.delta": ("call", "fragment"),
 }
 """What names the item of a delta, and what of two deltas of one item is joined."""
-_OWN: Final = TERMINAL | {"run.queued", "run.started", "run.takeover"}
+_OWN: Final = TERMINAL | {
+    "run.queued", "run.started", "run.takeover", "approval.requested", "approval.resolved",
+}  # fmt: skip
 _JSON: Final = msgspec.json.Encoder()
 
 
@@ -205,7 +207,8 @@ class RunJournal:
         await self._durable(write)
 
     async def end(self, outcome: Outcome) -> None:
-        """Write the terminal event and end the run's row with all that was emitted before.
+        """Write the terminal event and end the run's row with all that was emitted before; where the outcome
+        is to wait, ask and let the row wait.
 
         Raises: FencedError.
         """
@@ -214,7 +217,11 @@ class RunJournal:
             outcome, text=text, error_message=str(_clean(outcome.error_message))[:2000]
         )
         write = self._write()
-        write.notes.append(_Note(*_terminal(outcome, self.cancelled_by), self.turn))
+        if outcome.question is not None:
+            write.notes.append(_Note("approval.requested", _asked(outcome.question), self.turn))
+            write.safe_notes = len(write.notes)
+        else:
+            write.notes.append(_Note(*_terminal(outcome, self.cancelled_by), self.turn))
         if outcome.message_id and outcome.status == "completed":
             answer = StoredMessage(outcome.message_id, "assistant", text, outcome.citations)
             self._add(write, [answer])
@@ -267,6 +274,17 @@ class RunJournal:
             return False
         last.data[joined] += data[joined]
         return True
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    return {
+        "call": question.call,
+        "round": question.round,
+        "name": question.tool,
+        "arguments": question.arguments,
+        "reason": question.reason,
+        "expires": rfc3339(question.expires),
+    }
 
 
 def _terminal(outcome: Outcome, cancelled_by: str) -> tuple[str, dict[str, Any]]:

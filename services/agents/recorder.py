@@ -76,6 +76,9 @@ _END: Final = text(
         where r.id = o.id returning r.tenant_id, r.id, r.conversation_id
     ), forgotten as (
         delete from checkpoint c using ended e where c.tenant_id = e.tenant_id and c.run_id = e.id
+    ), unanswered as (
+        update approval a set decision = 'cancelled', decided_at = clock_timestamp() from ended e
+        where a.tenant_id = e.tenant_id and a.run_id = e.id and a.decision is null
     )
     update conversation c set updated_at = now() from (
         -- Whoever holds it numbers a turn, names it or deletes it, and may be waiting for this run.
@@ -83,6 +86,26 @@ _END: Final = text(
         for no key update of l skip locked
     ) free
     where c.tenant_id = free.tenant_id and c.id = free.id
+    """
+)
+# One that somebody wants to end meanwhile is queued instead: whoever takes it ends it.
+_WAIT: Final = text(
+    """
+    with asked as (
+        select * from unnest(cast(:runs as text[]), cast(:calls as text[]), cast(:rounds as int[]),
+                             cast(:tools as text[]), cast(:arguments as text[]), cast(:reasons as text[]),
+                             cast(:expires as timestamptz[]), cast(:input as bigint[]), cast(:output as bigint[]),
+                             cast(:requests as int[]), cast(:tool_calls as int[]))
+             as q (run, call, round, tool, arguments, reason, expires, input, output, requests, tool_calls)
+    ), waiting as (
+        update run r set status = case when r.cancel_by is null then 'waiting' else 'queued' end, owner = '',
+               lease_until = null, waiting_since = clock_timestamp(), input_tokens = q.input,
+               output_tokens = q.output, requests = q.requests, tool_calls = q.tool_calls
+        from asked q where r.id = q.run returning r.tenant_id, r.id
+    )
+    insert into approval (tenant_id, run_id, call, round, tool, arguments, reason, expires_at)
+    select w.tenant_id, w.id, q.call, q.round, q.tool, q.arguments, q.reason, q.expires
+    from asked q join waiting w on w.id = q.run
     """
 )
 _RENEW: Final = text(
@@ -191,9 +214,11 @@ class Recorder:
         async with self._database.writer() as connection:
             stored = {row[0] for row in await connection.execute(_STORE, _parameters(writes))}
             missing = [write for write in writes if write.journal.identity.run_id not in stored]
-            ended = [write for write in writes if write.outcome and write not in missing]
-            if ended:
+            over = [write for write in writes if write.outcome and write not in missing]
+            if ended := [write for write in over if write.outcome and write.outcome.question is None]:
                 await connection.execute(_END, _endings(ended))
+            if len(ended) < len(over):
+                await connection.execute(_WAIT, _questions(over))
             before = await _stored_before(connection, missing) if again and missing else frozenset[str]()
         for write in writes:
             if write.journal.identity.run_id in stored | before:
@@ -271,6 +296,27 @@ def _endings(writes: Sequence[Write]) -> dict[str, object]:
         "errors": [outcome.error_message for _, outcome in ended],
         "retryable": [outcome.retryable for _, outcome in ended],
         "providers": [outcome.provider for _, outcome in ended],
+    }
+
+
+def _questions(writes: Sequence[Write]) -> dict[str, object]:
+    asked = [
+        (write.journal.identity.run_id, write.outcome, write.outcome.question)
+        for write in writes
+        if write.outcome is not None and write.outcome.question is not None
+    ]
+    return {
+        "runs": [run for run, _, _ in asked],
+        "calls": [question.call for _, _, question in asked],
+        "rounds": [question.round for _, _, question in asked],
+        "tools": [question.tool for _, _, question in asked],
+        "arguments": [question.arguments for _, _, question in asked],
+        "reasons": [question.reason for _, _, question in asked],
+        "expires": [question.expires for _, _, question in asked],
+        "input": [outcome.input_tokens for _, outcome, _ in asked],
+        "output": [outcome.output_tokens for _, outcome, _ in asked],
+        "requests": [outcome.requests for _, outcome, _ in asked],
+        "tool_calls": [outcome.tool_calls for _, outcome, _ in asked],
     }
 
 

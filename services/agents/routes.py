@@ -66,10 +66,17 @@ def _run_id(run: Annotated[str, Path(alias="id", description="`run_…`")]) -> s
     return run
 
 
+def _call_id(call: Annotated[str, Path(description="`tcl_…`")]) -> str:
+    if _ID.fullmatch(call) is None:
+        raise not_found("approval")
+    return call
+
+
 ServiceOf = Annotated[Service, Depends(_service)]
 AgentName = Annotated[str, Depends(_agent_name)]
 ConversationId = Annotated[str, Depends(_conversation_id)]
 RunId = Annotated[str, Depends(_run_id)]
+CallId = Annotated[str, Depends(_call_id)]
 Reader = Annotated[Principal, Depends(require("agents:read"))]
 Writer = Annotated[Principal, Depends(require("agents:write"))]
 Caller = Annotated[Principal, Depends(require("agents:run"))]
@@ -343,6 +350,27 @@ async def get_run(service: ServiceOf, principal: Reader, run: RunId) -> schemas.
 async def cancel_run(service: ServiceOf, principal: Caller, run: RunId) -> schemas.RunShown:
     """Ask a run to end; its last event is `run.cancelled`. One that has ended stays as it is."""
     return await service.conversations.cancel(principal, run)
+
+
+@router.get("/api/v1/runs/{id}/approvals", tags=["runs"])
+async def list_approvals(service: ServiceOf, principal: Reader, run: RunId) -> schemas.Approvals:
+    """Which calls of tools somebody was asked about, and what they decided, in the order of asking."""
+    return await service.conversations.approvals(principal, run)
+
+
+@router.post(
+    "/api/v1/runs/{id}/approvals/{call}", tags=["runs"], openapi_extra=documented(schemas.NewDecision)
+)
+async def resolve_approval(
+    service: ServiceOf,
+    principal: Caller,
+    run: RunId,
+    call: CallId,
+    body: Annotated[schemas.NewDecision, Depends(json_body(schemas.NewDecision))],
+) -> schemas.ApprovalShown:
+    """Allow a call that the run waits for, or do not; the run goes on either way. The same decision again
+    changes nothing, another one is a 409. What nobody decides within 24 hours counts as not allowed."""
+    return await service.conversations.decide(principal, run, call, body)
 
 
 @router.get(

@@ -20,7 +20,7 @@ from core.database import Database
 from core.log import Logger
 from core.messaging.trace import trace_context
 from core.tasks import cancel
-from services.agents import leases
+from services.agents import decisions, leases
 from services.agents.journal import FencedError, Journal
 from services.agents.leases import Claimed, UnreadableError
 from services.agents.model import Outcome, RunContext
@@ -28,7 +28,7 @@ from services.agents.notes import RunJournal
 from services.agents.recorder import Recorder
 
 Execute = Callable[[RunContext, Journal], Awaitable[Outcome]]
-"""Goes on with a run from its context until it ends. May raise FencedError; any other error fails the run."""
+"""Goes on with a run from its context until it ends or must wait for a person. May raise FencedError; any other error fails the run."""
 
 MAX_STALLS: Final = 3
 """Takeovers without a checkpoint between them after which a run fails: it may be what kills its instances."""
@@ -102,6 +102,7 @@ class Runner:
         background = [
             asyncio.create_task(self._keep_leases(), name="leases"),
             asyncio.create_task(self._measure(), name="queued-runs"),
+            asyncio.create_task(self._expire(), name="unanswered"),
         ]
         try:
             while not self._draining.is_set():
@@ -168,6 +169,17 @@ class Runner:
                 QUEUED_SECONDS.set(oldest)
             await asyncio.sleep(5)
 
+    async def _expire(self) -> None:
+        """Let runs go on whose question nobody answered in time."""
+        while True:
+            try:
+                async with self._database.writer() as connection:
+                    while await decisions.expire(connection):
+                        self._woken.set()
+            except _AWAY as error:
+                _log.warn("questions not ended", error=type(error).__name__)
+            await asyncio.sleep(self._poll)
+
     async def _hand_over(self) -> None:
         held = dict(self._running)
         for running in held.values():
@@ -225,6 +237,9 @@ class _Running:
                 _log.info("run is another's now", run=identity.run_id, epoch=identity.epoch)
             else:
                 self.unfinished = False
+                if outcome.status == "waiting":
+                    _log.info("run waits for a person", run=identity.run_id, seq=journal.seq)
+                    return
                 took = claimed.running_for + time.monotonic() - began
                 telemetry.AGENT_RUN_DURATION.labels(outcome.status).observe(took)
                 _log.info(
@@ -256,7 +271,7 @@ class _Running:
                     "discard_after_seq": claimed.safe_seq,
                 },
             )
-        else:
+        elif claimed.identity.epoch == 1:
             journal.note(
                 "run.started",
                 {"instance": self._instance, "model": claimed.spec.model if claimed.spec else ""},

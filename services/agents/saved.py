@@ -48,6 +48,8 @@ class SavedCall(msgspec.Struct, frozen=True, tag="call"):
     call: str
     """Our id."""
     state: Literal["begun", "done"]
+    round: int = 0
+    """For `begun`: how many questions about it had been answered."""
     content: str = ""
     passages: tuple[Passage, ...] = ()
 

@@ -9,7 +9,8 @@ from typing_extensions import TypedDict
 from core.clock import rfc3339
 from services.agents.agent_store import Agent, Version
 from services.agents.attachments import Attachment
-from services.agents.model import AgentSpec, Limits
+from services.agents.decisions import Approval
+from services.agents.model import AgentSpec, Decision, Limits, Reason, Status
 from services.agents.store import Conversation, Message, Run
 from services.agents.submissions import MAX_TEXT, Submitted
 
@@ -57,6 +58,7 @@ class AgentChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     fallbacks: tuple[str, ...] | UnsetType = UNSET
     instructions: str | UnsetType = UNSET
     tools: tuple[str, ...] | UnsetType = UNSET
+    approval: dict[str, str] | UnsetType = UNSET
     knowledge_bases: tuple[str, ...] | UnsetType = UNSET
     limits: Limits | UnsetType = UNSET
     temperature: float | UnsetType | None = UNSET
@@ -106,6 +108,14 @@ class NewRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metadata: Metadata = msgspec.field(default_factory=dict)
 
 
+class NewDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    decision: Literal["approve", "reject"]
+    note: Annotated[str, Meta(max_length=1000, description="For the model too, where you reject.")] = ""
+    round: Annotated[
+        int, Meta(ge=1, le=1000, description="Which question about the call, as in `approval.requested`.")
+    ] = 1
+
+
 class AgentShown(TypedDict):
     """`version` is what runs use (null: not published), `latest_version` the newest; the rest is the newest's."""
 
@@ -120,6 +130,7 @@ class AgentShown(TypedDict):
     fallbacks: list[str]
     instructions: str
     tools: list[str]
+    approval: dict[str, str]
     knowledge_bases: list[str]
     limits: dict[str, Any]
     temperature: float | None
@@ -183,7 +194,7 @@ class RunShown(TypedDict):
     agent_id: str
     agent_version: int
     model: str
-    status: Literal["queued", "running", "completed", "failed", "cancelled"]
+    status: Status
     cancel_requested: bool
     message_id: str | None
     usage: RunUsage
@@ -198,11 +209,35 @@ class RunShown(TypedDict):
     ended_at: str | None
 
 
+class ApprovalShown(TypedDict):
+    """`id` is the call's. `reason`: the tool is unsafe, the agent's policy, or the call was interrupted and may
+    have happened. `decision` is null while the run waits for it."""
+
+    id: str
+    object: Literal["approval"]
+    run_id: str
+    round: int
+    tool: str
+    arguments: str
+    reason: Reason
+    requested_at: str
+    expires_at: str
+    decision: Decision | None
+    decided_by: str | None
+    note: str
+    decided_at: str | None
+
+
+class Approvals(TypedDict):
+    object: Literal["list"]
+    data: list[ApprovalShown]
+
+
 class RunStarted(TypedDict):
     run_id: str
     conversation_id: str
     message_id: str
-    status: Literal["queued", "running", "completed", "failed", "cancelled"]
+    status: Status
     duplicate: bool
     events_url: str
     ws_channel: str
@@ -302,6 +337,7 @@ def agent(found: Agent) -> AgentShown:
         fallbacks=list(found.spec.fallbacks),
         instructions=found.spec.instructions,
         tools=list(found.spec.tools),
+        approval=dict(found.spec.approval),
         knowledge_bases=list(found.spec.knowledge_bases),
         limits=spec["limits"],
         temperature=found.spec.temperature,
@@ -397,6 +433,24 @@ def run(found: Run) -> RunShown:
         created_at=rfc3339(found.created_at),
         started_at=None if found.started_at is None else rfc3339(found.started_at),
         ended_at=None if found.ended_at is None else rfc3339(found.ended_at),
+    )
+
+
+def approval(found: Approval) -> ApprovalShown:
+    return ApprovalShown(
+        id=found.call,
+        object="approval",
+        run_id=found.run_id,
+        round=found.round,
+        tool=found.tool,
+        arguments=found.arguments,
+        reason=found.reason,
+        requested_at=rfc3339(found.requested_at),
+        expires_at=rfc3339(found.expires_at),
+        decision=found.decision,
+        decided_by=found.decided_by or None,
+        note=found.note,
+        decided_at=None if found.decided_at is None else rfc3339(found.decided_at),
     )
 
 

@@ -16,7 +16,8 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.contracts.agents import Citation
-from services.agents.model import AgentSpec, Role, Status, StoredMessage, stored_spec
+from services.agents.model import OPEN, AgentSpec, Role, Status, StoredMessage, stored_spec
+from services.agents.notes import Identity
 from services.common.paging import Page
 from services.common.principal import Principal
 
@@ -115,7 +116,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        return self.status not in {"queued", "running"}
+        return self.status not in OPEN
 
 
 _CONVERSATION: Final = (
@@ -124,7 +125,7 @@ _CONVERSATION: Final = (
 _MESSAGE: Final = (
     "m.id, m.conversation_id, m.run_id, m.role, m.text, m.citations::text as citations, m.created_at"
 )
-_RUN: Final = """
+RUN: Final = """
     r.tenant_id, r.id, r.conversation_id, r.user_id, r.agent_id, r.agent_version, r.spec::text as spec,
     r.metadata::text as metadata, r.status, r.epoch, r.last_seq, r.cancel_by, r.created_at, r.started_at, r.ended_at,
     r.message_id, r.input_tokens, r.output_tokens, r.requests, r.tool_calls, r.error_code, r.error_message,
@@ -332,12 +333,12 @@ async def insert_run(
 async def run(connection: AsyncConnection, viewer: Viewer, run_id: str, *, lock: bool = False) -> Run | None:
     row = await one(
         connection,
-        f"select {_RUN} from run r join conversation c on c.tenant_id = r.tenant_id and c.id = r.conversation_id"
+        f"select {RUN} from run r join conversation c on c.tenant_id = r.tenant_id and c.id = r.conversation_id"
         f" where r.id = :id and {_SEEN}{' for update of r' if lock else ''}",
         id=run_id,
         **asdict(viewer),
     )
-    return None if row is None else _run(row)
+    return None if row is None else run_of(row)
 
 
 async def runs(
@@ -345,31 +346,31 @@ async def runs(
 ) -> list[Run]:
     rows = await connection.execute(
         text(
-            f"select {_RUN} from run r join conversation c on c.tenant_id = r.tenant_id and c.id = r.conversation_id"
+            f"select {RUN} from run r join conversation c on c.tenant_id = r.tenant_id and c.id = r.conversation_id"
             f" where r.conversation_id = :conversation and {_SEEN} {WINDOW.format(id='r.id')}"
         ),
         {"conversation": conversation_id, **asdict(viewer), **asdict(window)},
     )
-    return [_run(row) for row in rows]
+    return [run_of(row) for row in rows]
 
 
 async def open_runs(connection: AsyncConnection, conversation_id: str) -> list[Run]:
-    """Queued and running ones, locked."""
+    """Those that have not ended, locked."""
     rows = await connection.execute(
         text(
-            f"select {_RUN} from run r where r.conversation_id = :conversation and r.tenant_id = current_tenant()"
-            " and r.status in ('queued', 'running') order by r.turn for update"
+            f"select {RUN} from run r where r.conversation_id = :conversation and r.tenant_id = current_tenant()"
+            " and r.status in ('queued', 'running', 'waiting') order by r.turn for update"
         ),
         {"conversation": conversation_id},
     )
-    return [_run(row) for row in rows]
+    return [run_of(row) for row in rows]
 
 
 async def count_open(connection: AsyncConnection, conversation_id: str) -> int:
     row = await one(
         connection,
         "select count(*) as count from run where conversation_id = :conversation"
-        " and tenant_id = current_tenant() and status in ('queued', 'running')",
+        " and tenant_id = current_tenant() and status in ('queued', 'running', 'waiting')",
         conversation=conversation_id,
     )
     assert row is not None, "count gives a row"
@@ -384,12 +385,13 @@ async def status_of(connection: AsyncConnection, run_id: str) -> Status:
     return found
 
 
-async def cancel_queued(connection: AsyncConnection, run_id: str, by: str) -> None:
-    """End a locked run that nobody has taken; its terminal event is the next one."""
+async def cancel_idle(connection: AsyncConnection, run_id: str, by: str) -> None:
+    """End a locked run that nobody executes; its terminal event is the next one."""
     await connection.execute(
         text(
-            "update run set status = 'cancelled', cancel_by = :by, last_seq = last_seq + 1, ended_at = clock_timestamp()"
-            " where id = :id and status = 'queued'"
+            "with ended as (update run set status = 'cancelled', cancel_by = :by, last_seq = last_seq + 1,"
+            " ended_at = clock_timestamp() where id = :id and status in ('queued', 'waiting') returning tenant_id, id)"
+            " delete from checkpoint c using ended e where c.tenant_id = e.tenant_id and c.run_id = e.id"
         ),
         {"id": run_id, "by": by},
     )
@@ -413,11 +415,11 @@ async def run_of_any(connection: AsyncConnection, run_id: str) -> tuple[Run, str
     """The run, and the user whose conversation it is in."""
     row = await one(
         connection,
-        f"select {_RUN}, c.user_id as talker from run r"
+        f"select {RUN}, c.user_id as talker from run r"
         " join conversation c on c.tenant_id = r.tenant_id and c.id = r.conversation_id where r.id = :id",
         id=run_id,
     )
-    return None if row is None else (_run(row), str(row.talker))
+    return None if row is None else (run_of(row), str(row.talker))
 
 
 async def latest_run_of_any(
@@ -431,11 +433,11 @@ async def latest_run_of_any(
         return None, None
     row = await one(
         connection,
-        f"select {_RUN} from run r where r.tenant_id = :tenant and r.conversation_id = :id order by r.turn desc limit 1",
+        f"select {RUN} from run r where r.tenant_id = :tenant and r.conversation_id = :id order by r.turn desc limit 1",
         id=conversation_id,
         tenant=found.tenant_id,
     )
-    return found, None if row is None else _run(row)
+    return found, None if row is None else run_of(row)
 
 
 # --- rows ---------------------------------------------------------------------------------------------
@@ -458,9 +460,22 @@ def _message(row: Row[Any]) -> Message:
     return Message(**{**row._mapping, "citations": citations})
 
 
-def _run(row: Row[Any]) -> Run:
+def run_of(row: Row[Any]) -> Run:
     values = {field.name: row._mapping[field.name] for field in fields(Run)}
     return Run(**{**values, "spec": stored_spec(row.spec), "metadata": msgspec.json.decode(row.metadata)})
+
+
+def identity_of(found: Run) -> Identity:
+    return Identity(
+        run_id=found.id,
+        tenant_id=found.tenant_id,
+        user=found.user_id,
+        agent_id=found.agent_id,
+        agent_version=found.agent_version,
+        conversation_id=found.conversation_id,
+        epoch=found.epoch,
+        traceparent=found.traceparent,
+    )
 
 
 async def one(connection: AsyncConnection, sql: str, **parameters: object) -> Row[Any] | None:

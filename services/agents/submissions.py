@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.ids import new_id
 from core.messaging.outbox import enqueue
-from services.agents import store
+from services.agents import decisions, store
 from services.agents.attachments import base_of, has_any
 from services.agents.leases import wake_up
 from services.agents.model import AgentSpec, Role, Status, StoredMessage
 from services.agents.notes import Identity, traceparent
-from services.agents.store import Run, Viewer
+from services.agents.store import Run, Viewer, identity_of
 from services.common.body import decode
 from services.common.errors import Problem, invalid, not_found
 from services.common.principal import Principal
@@ -141,28 +141,25 @@ async def cancel(connection: AsyncConnection, principal: Principal, run_id: str)
 async def end(connection: AsyncConnection, found: Run, by: str, *, gone: bool = False) -> None:
     """Cancel a locked open run; `gone` where its row goes with this transaction and nobody else can
     write its terminal event."""
-    if found.status == "queued" or gone:
-        record = identity_of(found).record(found.last_seq + 1, 0, "run.cancelled", {"by": by})
+    if found.status == "waiting":
+        found = await decisions.withdraw(connection, found, by)
+    if found.status != "running" or gone:
+        told: dict[str, Any] = {"by": by}
+        if found.status != "running":
+            told["usage"] = {
+                "input": found.input_tokens,
+                "output": found.output_tokens,
+                "requests": found.requests,
+                "tool_calls": found.tool_calls,
+            }
+        record = identity_of(found).record(found.last_seq + 1, 0, "run.cancelled", told)
         await enqueue(connection, [record], found.tenant_id)
     if gone:
         return
-    if found.status == "queued":
-        await store.cancel_queued(connection, found.id, by)
+    if found.status != "running":
+        await store.cancel_idle(connection, found.id, by)
     else:
         await store.ask_to_cancel(connection, found.id, by, CANCEL)
-
-
-def identity_of(found: Run) -> Identity:
-    return Identity(
-        run_id=found.id,
-        tenant_id=found.tenant_id,
-        user=found.user_id,
-        agent_id=found.agent_id,
-        agent_version=found.agent_version,
-        conversation_id=found.conversation_id,
-        epoch=found.epoch,
-        traceparent=found.traceparent,
-    )
 
 
 async def _conversation(

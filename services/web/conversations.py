@@ -11,7 +11,9 @@ from services.web.pages import page
 from services.web.person import Person, see_other
 from services.web.routing import form_of, listed, routes, text_of, wants_json
 
-_GOING: Final = {"queued", "running"}
+_GOING: Final = {"queued", "running", "waiting"}
+_OPEN_RUNS: Final = "32"
+"""As many as a conversation may have; they go one after another."""
 
 
 async def index(person: Person) -> Response:
@@ -39,9 +41,14 @@ async def show(person: Person) -> Response:
         "GET", f"/api/v1/conversations/{name}/messages", params={"limit": "100", "order": "desc"}
     )
     runs = listed(
-        await person.call("GET", f"/api/v1/conversations/{name}/runs", params={"limit": "1", "order": "desc"})
+        await person.call(
+            "GET", f"/api/v1/conversations/{name}/runs", params={"limit": _OPEN_RUNS, "order": "desc"}
+        )
     )
-    run: dict[str, Any] | None = runs[0] if runs else None
+    waiting = next((one for one in runs if one["status"] == "waiting"), None)
+    # Later ones stand behind the one that waits for somebody.
+    run: dict[str, Any] | None = waiting or (runs[0] if runs else None)
+    asked = await person.call("GET", f"/api/v1/runs/{waiting['id']}/approvals") if waiting else {"data": []}
     return page(
         person,
         "conversation.html",
@@ -49,6 +56,7 @@ async def show(person: Person) -> Response:
         messages=listed(latest)[::-1],
         earlier=latest["has_more"],
         run=run if run is not None and run["status"] in _GOING else None,
+        question=next((one for one in asked["data"] if one["decision"] is None), None),
         failed=run if run is not None and run["status"] in {"failed", "cancelled"} else None,
         message_id=f"web-{uuid.uuid4()}",
     )
@@ -84,6 +92,21 @@ async def stop(person: Person) -> Response:
     return see_other(f"/conversations/{segment(text_of(form, 'conversation'))}")
 
 
+async def resolve(person: Person) -> Response:
+    form = await form_of(person)
+    run, call = (segment(person.request.path_params[name]) for name in ("id", "call"))
+    round_ = text_of(form, "round", "1")
+    answer = {
+        "decision": text_of(form, "decision"),
+        "note": text_of(form, "note").strip(),
+        "round": int(round_) if round_.isdecimal() and len(round_) < 4 else 1,
+    }
+    await person.call("POST", f"/api/v1/runs/{run}/approvals/{call}", answer)
+    if wants_json(person.request):
+        return JSONResponse({})
+    return see_other(f"/conversations/{segment(text_of(form, 'conversation'))}#live")
+
+
 async def events(person: Person) -> Response:
     """A run's events for an EventSource: begins behind `Last-Event-ID`, else behind `?after=`."""
     after = person.request.headers.get("last-event-id") or person.request.query_params.get("after", "")
@@ -106,6 +129,7 @@ ROUTES: Final = routes(
         ("POST", "/conversations/{id}/title", rename),
         ("POST", "/conversations/{id}/delete", delete),
         ("POST", "/runs/{id}/stop", stop),
+        ("POST", "/runs/{id}/approvals/{call}", resolve),
         ("GET", "/runs/{id}/events", events),
     ]
 )

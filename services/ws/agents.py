@@ -47,6 +47,13 @@ class Agents:
         """Raises: Problem."""
         return _document(await self._call("POST", f"/api/v1/runs/{_checked(run)}/cancel", principal, {}))
 
+    async def resolve(
+        self, principal: Principal, run: str, call: str, content: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Raises: Problem."""
+        path = f"/api/v1/runs/{_checked(run)}/approvals/{_checked(call)}"
+        return _document(await self._call("POST", path, principal, content))
+
     async def check(self) -> None:
         """Raises where the service does not answer."""
         async with self._http.get(f"{self._urls[0]}/healthz", timeout=_TIMEOUT) as answer:

@@ -1,4 +1,4 @@
-"""The methods of the protocol: subscribe, send, cancel, refresh."""
+"""The methods of the protocol: subscribe, send, cancel, resolve, refresh."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SUBSCRIPTIONS: Final = 100
 _KINDS: Final = ("run", "conversation", "user")
-_ORDERED: Final = frozenset({"message.send", "run.cancel", "token.refresh"})
+_ORDERED: Final = frozenset({"message.send", "run.cancel", "approval.resolve", "token.refresh"})
 
 
 class Handlers:
@@ -88,9 +88,15 @@ class Handlers:
             case "run.cancel":
                 cancelled = decode(request.params, schemas.Cancel)
                 return await self._agents.cancel(self._known(socket), cancelled.run_id)
+            case "approval.resolve":
+                said = decode(request.params, schemas.Resolve)
+                content = {"decision": said.decision, "round": said.round, "note": said.note}
+                return await self._agents.resolve(self._known(socket), said.run_id, said.call, content)
             case "token.refresh":
                 return await self._refresh(gateway, socket, decode(request.params, schemas.Refresh))
-        raise invalid("/method", "subscribe, unsubscribe, message.send, run.cancel or token.refresh")
+        raise invalid(
+            "/method", "subscribe, unsubscribe, message.send, run.cancel, approval.resolve or token.refresh"
+        )
 
     async def _subscribe(
         self, gateway: "Gateway", socket: Socket, wanted: schemas.Subscribe

@@ -42,6 +42,16 @@ class Cancel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_id: str
 
 
+class Resolve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An answer to `approval.requested`: its `call` and `round`."""
+
+    run_id: str
+    call: str
+    decision: str
+    round: int = 1
+    note: str = ""
+
+
 class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One of both: a new ticket, or a new access token or key."""
 

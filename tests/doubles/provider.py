@@ -14,7 +14,8 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     empty            an answer without a word
     malformed        a tool call whose arguments are not JSON
     slow             words every 30 ms; `slow=200` for 200 of them
-    calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer
+    calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer; `calls=NAME:JSON` with
+                     these arguments, `calls=NAME,NAME` several in one turn
     recorded=FILE    the reply of a cassette in agents/otel_cassettes
 
 `NAME*2` does so for the first two requests and then answers. Any other name answers by quoting.
@@ -151,7 +152,11 @@ class ProviderDouble:
         if name == "malformed" and not answered:
             return Reply(calls=(ToolCall("call_bad", "calculator", '{"expression": "1 +'),))
         if name == "calls" and not answered:
-            return Reply(calls=(ToolCall("call_1", detail, json.dumps({"n": len(messages)})),))
+            tools, _, arguments = detail.partition(":")
+            given = arguments or json.dumps({"n": len(messages)})
+            return Reply(
+                calls=tuple(ToolCall(f"call_{n}", tool, given) for n, tool in enumerate(tools.split(","), 1))
+            )
         if name in ("calls", "malformed"):
             return Reply(f"The tool said: {messages[-1].text}")
         return reply(messages, schemas.tools_of(asked))

@@ -49,6 +49,10 @@ class Belongings:
     """Two records that were not counted; the second is there to be rejected."""
     producer: str
     """Of events, one of which is missing."""
+    waiting: str
+    """A run that waits for a person."""
+    call: str
+    """What it asks about."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -66,7 +70,7 @@ def ways(path: str, side: "Side") -> dict[str, list[str]]:
     by_collection = {
         "agents": [has.agent, side.slug],
         "conversations": [has.conversation],
-        "runs": [has.run],
+        "runs": [has.waiting if "{call}" in path else has.run],
         "providers": [has.provider],
         "knowledge-bases": [has.base],
         "documents": [has.document, has.memory],
@@ -79,6 +83,7 @@ def ways(path: str, side: "Side") -> dict[str, list[str]]:
     return {
         "id": by_collection.get(collection, [side.id]),
         "version": ["1"],
+        "call": [has.call],
         "response": [has.response],
         "model": [f"{side.slug}/model", f"agent:{side.slug}"],
     }
@@ -93,6 +98,7 @@ def bodies(ours: "Side", theirs: "Side") -> dict[str, Any]:
         "PATCH /api/v1/agents/{id}": {"name": ours.marker},
         "POST /api/v1/agents/{id}/publish": {"version": 1},
         "POST /api/v1/agents/{id}/runs": {"input": "x", "conversation_id": theirs.has.conversation},
+        "POST /api/v1/runs/{id}/approvals/{call}": {"decision": "reject", "note": ours.marker},
         "POST /api/v1/conversations": {"agent": theirs.has.agent},
         "PATCH /api/v1/conversations/{id}": {"title": ours.marker},
         "POST /api/v1/conversations/{id}/messages": {"text": "x", "agent": theirs.has.agent},
@@ -140,6 +146,7 @@ async def provide(
         )
         talk = await post("conversations", {"agent": agent["id"], "title": marker})
         sent = await post(f"conversations/{talk['id']}/messages", {"text": marker})
+        stopped = await post("conversations", {"agent": agent["id"], "title": marker})
         base = await post("knowledge-bases", {"slug": marker, "name": marker})
         announced = await post(f"knowledge-bases/{base['id']}/documents", {"name": f"{marker}.txt"})
         stored = await client.put(announced["upload"]["url"], content=said(marker).encode())
@@ -159,9 +166,30 @@ async def provide(
         letters = await _bury(environment, tenant, marker)
     left = [await _quarantine(database, tenant, marker) for _ in range(2)]
     left.append(await _produce(database, tenant, marker))
+    left += await _ask(database, tenant, stopped, marker)
     return Belongings(
         agent["id"], talk["id"], sent["run"], provider["id"], base["id"], document, memory, *letters, *left
     )
+
+
+async def _ask(database: Database, tenant: str, talk: Any, marker: str) -> tuple[str, str]:
+    """A run that waits, and the call it asks about, as the recorder leaves them."""
+    named = {
+        "tenant": tenant, "run": new_id("run"), "call": new_id("tcl"), "talk": talk["id"],
+        "person": talk["user_id"], "agent": talk["agent_id"], "marker": marker,
+    }  # fmt: skip
+    async with database.writer() as connection:
+        for statement in (
+            "update conversation set turns = 1 where id = :talk",
+            "insert into run (tenant_id, id, conversation_id, turn, user_id, agent_id, agent_version, spec, status,"
+            " epoch, last_seq, safe_seq, started_at, waiting_since) values (:tenant, :run, :talk, 1, :person, :agent, 1,"
+            """ '{"model": "nowhere/model"}', 'waiting', 1, 3, 3, now(), now())""",
+            "insert into approval (tenant_id, run_id, call, round, tool, arguments, reason, expires_at) values"
+            " (:tenant, :run, :call, 1, 'calculator', :marker, 'policy', now() + interval '24 hours')",
+        ):
+            used = {name: value for name, value in named.items() if f":{name}" in statement}
+            await connection.execute(text(statement), used)
+    return named["run"], named["call"]
 
 
 async def _produce(database: Database, tenant: str, marker: str) -> str:

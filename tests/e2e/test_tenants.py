@@ -36,7 +36,7 @@ SHARED: Final = {"alembic_version", "plan", "usage_watermark", "usage_publicatio
 """Tables with nothing of anybody's, which role `app` reads without row-level security."""
 CREATED: Final = {
     "organisation", "membership", "person", "api_key", "usage_import", "usage_cell", "invoice", "agent",
-    "conversation", "message", "run", "provider", "knowledge_base", "document", "document_version",
+    "conversation", "message", "run", "approval", "provider", "knowledge_base", "document", "document_version",
 }  # fmt: skip
 """Tables in which each side certainly has rows here, so that an empty answer means something."""
 

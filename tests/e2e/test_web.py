@@ -87,7 +87,7 @@ def site(valkey: CacheSettings, tmp_path_factory: pytest.TempPathFactory) -> Ite
             at["web"], gateway, start(gateway, folder / "gateway.log"), folder, at["gateway"], database
         )
         stack.callback(lambda: stop(gateway, found.process))
-        _agent(at["gateway"])
+        _agents(at["gateway"])
         yield found
 
 
@@ -137,6 +137,28 @@ def test_a_second_question_a_stop_and_hostile_text(person: Visitor) -> None:
         assert "taken" not in person.page.evaluate("document.title").split("·")[-1]
         assert person.page.evaluate("document.querySelectorAll('main img, main script').length") == 0
         person.page.reload()
+
+
+def test_a_person_decides_about_a_call(person: Visitor) -> None:
+    form, waits = person.page.locator("form.approval"), "Waits for your decision"
+    person.begin("Careful", "What is forty and two?")
+    form.wait_for()
+    assert "calculator" in form.inner_text()
+    assert "40+2" in form.inner_text()
+    person.page.reload()  # it is still asked
+    person.page.locator("#live .status", has_text=waits).wait_for()
+    form.locator("input[name=note]").fill("I can do that myself")
+    form.locator("button[value=reject]").click()
+    said = person.answered()
+    assert "did not allow" in said
+    assert "I can do that myself" in said
+    person.ask("And now?")
+    form.wait_for()
+    form.locator("button[value=approve]").click()
+    assert "42" in person.answered(2)
+    assert not form.is_visible()
+    person.page.reload()
+    assert not form.is_visible()
 
 
 def test_usage_over_time_is_a_picture_that_leads_to_its_hours(person: Visitor, site: Site) -> None:
@@ -233,12 +255,14 @@ def _use(gateway: str, meter: str, quantity: int, moment: datetime) -> None:
     assert answer.raise_for_status().json()["accepted"] == 1
 
 
-def _agent(gateway: str) -> None:
-    httpx2.post(
-        f"{gateway}/api/v1/agents",
-        headers=_owner(gateway),
-        json={"slug": "slow", "name": "Slow", "model": f"double/slow={WORDS}", "instructions": "Answer."},
-    ).raise_for_status()
+def _agents(gateway: str) -> None:
+    slow = {"slug": "slow", "name": "Slow", "model": f"double/slow={WORDS}", "instructions": "Answer."}
+    careful = {
+        "slug": "careful", "name": "Careful", "model": 'double/calls=calculator:{"expression":"40+2"}',
+        "tools": ["calculator"], "approval": {"calculator": "always"},
+    }  # fmt: skip
+    for agent in (slow, careful):
+        httpx2.post(f"{gateway}/api/v1/agents", headers=_owner(gateway), json=agent).raise_for_status()
 
 
 async def _quarantined(site: Site) -> list[str]:

@@ -55,6 +55,11 @@ class OpenAI:
         except ProviderError as error:
             raise refused(error) from None
 
+    async def response(self, principal: Principal, run_id: str) -> dict[str, Any]:
+        """Raises: Problem 404."""
+        found, answer = await self.runs.get(principal, run_id)
+        return shapes.response(found, answer, await self.runs.question(principal, found))
+
     def call(
         self, request: Request, principal: Principal, target: Target, *, embedding: bool = False
     ) -> Call:
@@ -144,7 +149,9 @@ async def get_model(openai: OpenAIOf, principal: Caller, model: str) -> dict[str
 @router.post("/chat/completions", openapi_extra=_BODY)
 async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
     """`agent:<slug>` starts a run and answers with it; another model is its provider's business. A
-    caller who leaves a stream ends the work. `metadata.conversation_id` goes on with a conversation."""
+    caller who leaves a stream ends the work. `metadata.conversation_id` goes on with a conversation. Where a
+    person must allow a tool, the answer (in a stream its last piece) is the error `approval_required`, and
+    the run waits for `POST /api/v1/runs/{id}/approvals/{call}`."""
     body = requests.document(await read(request, max_bytes=requests.MAX_BYTES))
     model, streamed = model_of(body), flag(body, "stream")
     if not model.startswith(AGENT):
@@ -166,7 +173,7 @@ async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Respons
         return Stream(pieces, headers, _canceller(openai.runs, principal, started.run_id))
     said = await _or_cancel(request, openai.runs, principal, started.run_id)
     if said.done is None or said.done.type != "run.completed":
-        problem = shapes.failure(said.done) if said.done else Problem(502, "stream_lost", "Lost")
+        problem = shape.problem(said)
         problem.headers |= headers
         raise problem
     return _json(shape.whole(said), headers)
@@ -184,7 +191,9 @@ async def embeddings(request: Request, openai: OpenAIOf, principal: Caller) -> R
 @router.post("/responses", openapi_extra=_BODY)
 async def create_response(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
     """A run of an agent or of a bare model. With `background` it goes on whoever leaves; without, a caller
-    who leaves ends it. `previous_response_id` goes on with its conversation."""
+    who leaves ends it. `previous_response_id` goes on with its conversation. Where a person must allow a tool,
+    the response is `incomplete` (`approval_required`, with the call among its output) until somebody decides;
+    then it goes on: read it again, or its stream behind the last number. With `store: false` it ends there."""
     body = requests.document(await read(request, max_bytes=requests.MAX_BYTES))
     model, streamed = model_of(body), flag(body, "stream")
     background, stored = flag(body, "background"), flag(body, "store", default=True)
@@ -215,7 +224,7 @@ async def create_response(request: Request, openai: OpenAIOf, principal: Caller)
         return Stream(await _response_pieces(openai.runs, principal, run_id, 0), headers, gone, ended)
     if not background:
         await _or_cancel(request, openai.runs, principal, run_id)
-    answer = _json(shapes.response(*await openai.runs.get(principal, run_id)), headers)
+    answer = _json(await openai.response(principal, run_id), headers)
     if not stored:
         await openai.runs.delete(principal, run_id)
     return answer
@@ -231,7 +240,7 @@ async def get_response(
 ) -> Response:
     """How it is, or its events behind `starting_after`, whoever streamed them before."""
     if not stream:
-        return _json(shapes.response(*await openai.runs.get(principal, run)), {"x-run-id": run})
+        return _json(await openai.response(principal, run), {"x-run-id": run})
     return Stream(await _response_pieces(openai.runs, principal, run, starting_after), {"x-run-id": run})
 
 
@@ -245,7 +254,7 @@ async def cancel_response(openai: OpenAIOf, principal: Caller, run: RunOf) -> Re
             # The row ends in the transaction that writes the last event.
     except (TimeoutError, StreamLostError):
         pass
-    return _json(shapes.response(*await openai.runs.get(principal, run)), {"x-run-id": run})
+    return _json(await openai.response(principal, run), {"x-run-id": run})
 
 
 @router.delete("/responses/{response}")
@@ -308,8 +317,11 @@ async def _chat_pieces(
             async for one in events:
                 if one is None:
                     yield ALIVE
-                elif text := said.take(one):
+                    continue
+                if text := said.take(one):
                     yield shape.delta(text)
+                if await runs.waits(principal, run_id, one):
+                    break
     except (Problem, StreamLostError) as error:
         yield shapes.sse(openai_errors.body(_broken(error))) + DONE
         return
@@ -332,8 +344,12 @@ async def _response_pieces(
                         continue
                     # Earlier ones are seen too: what a later one adds depends on them.
                     data = shape.of(one)
-                    if one.seq > after:
-                        yield data
+                    if one.seq <= after:
+                        continue
+                    yield data
+                    if await runs.waits(principal, run_id, one):
+                        yield shape.waiting(one.seq)
+                        return
         except (Problem, StreamLostError) as error:
             fault = openai_errors.error(_broken(error))
             yield shapes.sse(orjson.dumps({"type": "error", "sequence_number": after, **fault}), "error")

@@ -9,7 +9,8 @@ from typing import Any, Final
 from core.contracts.agents import TERMINAL, AgentEvent, event
 from core.database import Database, tenant
 from core.eventlog.api import LogUnavailableError
-from services.agents import remembered, store, submissions
+from services.agents import decisions, remembered, store, submissions
+from services.agents.decisions import Approval
 from services.agents.handlers import existing, submission
 from services.agents.model import AgentSpec, Role
 from services.agents.openai.requests import AGENT, Talk
@@ -21,6 +22,7 @@ from services.agents.submissions import Submission, Submitted
 from services.common.auth import Principal
 from services.common.errors import Problem, not_found
 from services.common.events import AgentEvents, StreamLostError
+from services.common.events.pauses import with_pauses
 
 NOBODY: Final = "-"
 HEARTBEAT: Final = 15.0
@@ -47,6 +49,8 @@ class Said:
     """What readers of deltas have of the current turn."""
     usage: dict[str, int] = field(default_factory=dict)
     done: AgentEvent | None = None
+    asks: AgentEvent | None = None
+    """What a person is asked and has not answered."""
     citations: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, one: AgentEvent) -> str:
@@ -62,6 +66,10 @@ class Said:
         elif one.type == "message.completed":
             self.message, self.text, self.citations = data["message"], data["text"], data["citations"]
             return self._new()
+        elif one.type == "approval.requested":
+            self.asks = one
+        elif one.type == "approval.resolved":
+            self.asks = None
         elif one.type in TERMINAL:
             self.done, self.usage = one, data.get("usage") or {}
         return ""
@@ -161,6 +169,21 @@ class Runs:
                 answer = await store.message(connection, found.message_id) if found.message_id else None
         return found, answer
 
+    async def question(self, principal: Principal, found: Run) -> Approval | None:
+        """What a run that was just read waits for."""
+        if found.status != "waiting":
+            return None
+        with tenant(principal.tenant_id or NOBODY):
+            async with self._database.writer() as connection:
+                return await decisions.open_of(connection, found.id)
+
+    async def waits(self, principal: Principal, run_id: str, one: AgentEvent | None) -> bool:
+        """Whether the run stands still behind this event, which only a person can end. Raises: Problem 404."""
+        if one is None or one.type != "approval.requested":
+            return False
+        found, _ = await self.get(principal, run_id)
+        return found.status == "waiting" and found.last_seq == one.seq
+
     async def cancel(self, principal: Principal, run_id: str) -> None:
         """Ask it to end. Raises: Problem 404."""
         with tenant(principal.tenant_id or NOBODY):
@@ -207,29 +230,17 @@ class Runs:
                 if stream.reason in {"expired", "topic_changed"}:
                     raise Problem(410, "events_expired", "The events are gone", "Events are kept for 7 days.")
                 raise StreamLostError(stream.reason)
-            async with aclosing(stream.entries()) as entries:
-                coming: asyncio.Task[Any] | None = None
-                try:
-                    while True:
-                        coming = coming or asyncio.ensure_future(anext(entries, None))
-                        await asyncio.wait({coming}, timeout=HEARTBEAT)
-                        if not coming.done():
-                            yield None
-                            continue
-                        entry, coming = coming.result(), None
-                        if entry is None:
-                            return
-                        yield event(entry.raw)
-                finally:
-                    if coming is not None:
-                        coming.cancel()
-                        await asyncio.wait({coming})
+            async with aclosing(with_pauses(stream.entries(), HEARTBEAT)) as entries:
+                async for entry in entries:
+                    yield None if entry is None else event(entry.raw)
 
     async def said(self, principal: Principal, run_id: str) -> Said:
-        """All of it, at its end."""
+        """All of it, at its end, or until it waits for a person."""
         whole = Said()
         async with aclosing(self.events(principal, run_id)) as events:
             async for one in events:
                 if one is not None:
                     whole.take(one)
+                if await self.waits(principal, run_id, one):
+                    break
         return whole

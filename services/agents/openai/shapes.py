@@ -7,6 +7,7 @@ from typing import Any, Final
 import orjson
 
 from core.contracts.agents import AgentEvent
+from services.agents.decisions import Approval
 from services.agents.openai.runs import Said
 from services.agents.store import Message, Run
 from services.common import openai_errors
@@ -15,8 +16,8 @@ from services.common.errors import Problem
 DONE: Final = b"data: [DONE]\n\n"
 ALIVE: Final = b": alive\n\n"
 _STATUS: Final = {
-    "queued": "queued", "running": "in_progress", "completed": "completed", "failed": "failed",
-    "cancelled": "cancelled",
+    "queued": "queued", "running": "in_progress", "waiting": "incomplete", "completed": "completed",
+    "failed": "failed", "cancelled": "cancelled",
 }  # fmt: skip
 
 
@@ -47,6 +48,20 @@ def failure(one: AgentEvent) -> Problem:
     )
 
 
+def asked(run_id: str, said: Said) -> Problem:
+    """The problem of an answer that did not come because its run waits for a person."""
+    data = said.asks.data if said.asks else {}
+    return Problem(
+        409,
+        "approval_required",
+        "A person must decide",
+        f"The run waits until a person allows {data.get('name')} or not: POST "
+        f"/api/v1/runs/{run_id}/approvals/{data.get('call')}. It then goes on by itself; read its answer from "
+        "its conversation, and do not send this again.",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def chat_usage(usage: Mapping[str, int]) -> dict[str, Any]:
     asked, answered = usage.get("input", 0), usage.get("output", 0)
     return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
@@ -56,6 +71,7 @@ class Chat:
     """A chat completion of an agent, whole or in chunks."""
 
     def __init__(self, run_id: str, model: str, created: int, *, include_usage: bool) -> None:
+        self._run_id = run_id
         self._id, self._model, self._created = f"chatcmpl-{run_id}", model, created
         self._include_usage = include_usage
 
@@ -68,17 +84,21 @@ class Chat:
     def end(self, said: Said) -> bytes:
         """Everything behind the text."""
         if said.done is None or said.done.type != "run.completed":
-            problem = (
-                failure(said.done)
-                if said.done
-                else Problem(502, "stream_lost", "Lost", "The stream was lost.")
-            )
+            problem = self.problem(said)
             return sse(openai_errors.body(problem)) + DONE
         last = self._chunk({}, "stop")
         if self._include_usage:
             usage = chat_usage(said.usage)
             last += sse(orjson.dumps({**self._frame("chat.completion.chunk"), "choices": [], "usage": usage}))
         return last + DONE
+
+    def problem(self, said: Said) -> Problem:
+        """Why there is no answer."""
+        if said.done is not None:
+            return failure(said.done)
+        if said.asks is not None:
+            return asked(self._run_id, said)
+        return Problem(502, "stream_lost", "Lost", "The stream was lost.")
 
     def whole(self, said: Said) -> dict[str, Any]:
         message = {"role": "assistant", "content": said.text, "citations": said.citations}
@@ -112,6 +132,12 @@ class Responses:
         added = self._said.take(one)
         kind, fields = self._event(one, added)
         return sse(orjson.dumps({"type": kind, "sequence_number": one.seq, **fields}), kind)
+
+    def waiting(self, seq: int) -> bytes:
+        """What ends a stream of a run that waits for a person; it is no event of the run and has no number of
+        its own, so that a client goes on behind `seq`."""
+        kind, now = "response.incomplete", self._now("waiting")
+        return sse(orjson.dumps({"type": kind, "sequence_number": seq, "response": now}), kind)
 
     def _event(self, one: AgentEvent, added: str) -> tuple[str, dict[str, Any]]:  # noqa: PLR0911, PLR0912 - a table
         data, place = one.data, {"output_index": 0, "content_index": 0}
@@ -160,6 +186,13 @@ class Responses:
                 part = {"item_id": data["call"], "output_index": self._item(data["call"])["output_index"]}
                 part |= {"arguments": data["arguments"], "name": data["name"]}
                 return "response.function_call_arguments.done", part
+            case "approval.requested":
+                self._index += 1
+                asks = _approval_item(data["call"], data["round"], data["name"], data["arguments"])
+                self._calls[asks["id"]] = (self._index, asks)
+                return "response.output_item.added", self._item(asks["id"])
+            case "approval.resolved":
+                return "response.output_item.done", self._item(_approval_id(data["call"], data["round"]))
             case "tool_result":
                 self._item(data["call"])["item"]["status"] = (
                     "completed" if data["status"] == "ok" else "incomplete"
@@ -183,21 +216,46 @@ class Responses:
 
     def _now(self, status: str) -> dict[str, Any]:
         usage = self._said.usage if status in {"completed", "failed", "cancelled"} else None
-        return _response(self._run, status, self._said.text, self._said.citations, usage)
+        waiting = self._said.asks.data if status == "waiting" and self._said.asks else None
+        asks = waiting and _approval_item(
+            waiting["call"], waiting["round"], waiting["name"], waiting["arguments"]
+        )
+        status = _STATUS.get(status, status)
+        return _response(self._run, status, self._said.text, self._said.citations, usage, asks)
 
 
-def response(run: Run, answer: Message | None) -> dict[str, Any]:
-    """The response of a run as it is now."""
+def response(run: Run, answer: Message | None, question: Approval | None) -> dict[str, Any]:
+    """The response of a run as it is now; `question` is what it waits for."""
     status = _STATUS[run.status]
     text = answer.text if answer else ""
     citations = (
         [orjson.loads(orjson.dumps(one, default=_plain)) for one in answer.citations] if answer else []
     )
     usage = {"input": run.input_tokens, "output": run.output_tokens} if run.ended else None
-    made = _response(run, status, text, citations, usage)
+    asks = (
+        _approval_item(question.call, question.round, question.tool, question.arguments) if question else None
+    )
+    made = _response(run, status, text, citations, usage, asks)
     if run.status == "failed":
         made["error"] = {"code": run.error_code, "message": run.error_message}
     return made
+
+
+def _approval_id(call: str, round: int) -> str:
+    return f"appr_{call}_{round}"
+
+
+def _approval_item(call: str, round: int, name: str, arguments: str) -> dict[str, Any]:
+    """In OpenAI's form of a tool call that waits for a person."""
+    return {
+        "type": "mcp_approval_request",
+        "id": _approval_id(call, round),
+        "call_id": call,
+        "round": round,
+        "name": name,
+        "arguments": arguments,
+        "server_label": "headrace",
+    }
 
 
 def _item_id(run: Run) -> str:
@@ -211,6 +269,7 @@ def _response(
     text: str,
     citations: list[dict[str, Any]],
     usage: Mapping[str, int] | None,
+    waits_for: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     own = run.metadata.get("openai", {})
     item = {
@@ -229,12 +288,12 @@ def _response(
         "status": status,
         "background": bool(own.get("background")),
         "error": None,
-        "incomplete_details": None,
+        "incomplete_details": None if waits_for is None else {"reason": "approval_required"},
         "instructions": None,
         "metadata": {key: value for key, value in run.metadata.items() if key != "openai"},
         "model": own.get("model") or (run.spec.model if run.spec else ""),
         # Always there, so that a client that builds the text from deltas has where to put them.
-        "output": [item],
+        "output": [item] if waits_for is None else [item, waits_for],
         "parallel_tool_calls": True,
         "previous_response_id": own.get("previous"),
         "store": True,

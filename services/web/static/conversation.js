@@ -7,9 +7,10 @@
   const status = live.querySelector(".status");
   const steps = live.querySelector(".steps");
   const stop = live.querySelector(".stop");
+  const approval = live.querySelector(".approval");
   const says = live.dataset;
   const TYPES = ["run.queued", "run.started", "thinking.completed", "tool_call.started", "tool_result",
-    "retrieval.degraded", "message.delta", "message.completed", "usage", "run.takeover", "run.completed",
+    "approval.requested", "approval.resolved", "retrieval.degraded", "message.delta", "message.completed", "usage", "run.takeover", "run.completed",
     "run.failed", "run.cancelled", "web"];
 
   const element = (name, className, text) => {
@@ -78,12 +79,21 @@
     steps.replaceChildren();
     status.textContent = says.waiting;
 
+    const ask = (data) => {
+      approval.action = "/runs/" + encodeURIComponent(run) + "/approvals/" + encodeURIComponent(data.call);
+      approval.elements.round.value = data.round;
+      approval.querySelector(".why").textContent = says[data.reason] || "";
+      approval.querySelector(".call").textContent = data.name + " " + data.arguments;
+      approval.hidden = false;
+      status.textContent = says.asks;
+    };
+
     const shown = () => parts.map((part) => part.text).join("");
     const end = (text) => {
       ended = true;
       source.close();
       live.setAttribute("aria-busy", "false");
-      stop.hidden = true;
+      stop.hidden = approval.hidden = true;
       status.textContent = text;
       live.hidden = !text && !steps.children.length;
       live.dataset.ended = run;
@@ -104,6 +114,8 @@
       switch (event.type) {
         case "run.started": status.textContent = says.working; break;
         case "tool_call.started": steps.append(element("li", "", says.tool + " " + data.name)); break;
+        case "approval.requested": ask(data); break;
+        case "approval.resolved": approval.hidden = true; status.textContent = says.working; break;
         case "retrieval.degraded": steps.append(element("li", "warn", says.degraded)); break;
         case "run.takeover":
           parts = parts.filter((part) => part.seq <= data.discard_after_seq);
@@ -184,6 +196,23 @@
       await fetch(stop.action, { method: "POST", body: new FormData(stop), headers: { accept: "application/json" } });
     } catch {
       status.textContent = says.lost;
+    }
+  });
+
+  approval.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const form = new FormData(approval);
+    form.set("decision", event.submitter.value);
+    const buttons = approval.querySelectorAll("button");
+    for (const button of buttons) button.disabled = true;
+    try {
+      const answer = await fetch(approval.action, { method: "POST", body: form, headers: { accept: "application/json" } });
+      if (answer.ok) approval.elements.note.value = "";
+      else status.textContent = (await answer.json()).detail || says.failed;
+    } catch {
+      status.textContent = says.lost;
+    } finally {
+      for (const button of buttons) button.disabled = false;
     }
   });
 

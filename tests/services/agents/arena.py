@@ -18,8 +18,10 @@ from core.database import Database, tenant
 from core.ids import new_id
 from core.settings import DatabaseSettings
 from deploy.component import Component
-from services.agents import submissions
-from services.agents.model import AgentSpec, Limits
+from services.agents import decisions, store, submissions
+from services.agents.decisions import Approval
+from services.agents.model import AgentSpec, Decision, Limits
+from services.agents.store import Viewer
 from services.agents.submissions import Submission, Submitted
 from services.common.principal import Principal
 from tests.servers import kill, start, stop
@@ -142,6 +144,24 @@ class Asker:
         with tenant(self.tenant_id):
             async with self.app.writer() as connection:
                 await submissions.cancel(connection, self.principal, run_id)
+
+    async def waits(self, run_id: str) -> Approval | None:
+        """What the run asks a person, if it waits for one."""
+        with tenant(self.tenant_id):
+            async with self.app.writer() as connection:
+                found = await store.run(connection, Viewer.of(self.principal), run_id)
+                assert found is not None
+                return await decisions.open_of(connection, run_id) if found.status == "waiting" else None
+
+    async def decide(self, asked: Approval, decision: Decision, note: str = "") -> Approval:
+        """Raises: Problem."""
+        with tenant(self.tenant_id):
+            async with self.app.writer() as connection:
+                found = await store.run(connection, Viewer.of(self.principal), asked.run_id, lock=True)
+                assert found is not None
+                return await decisions.decide(
+                    connection, found, asked.call, asked.round, decision=decision, by=ASKER, note=note
+                )
 
     async def rows(self, sql: str, **parameters: object) -> list[Any]:
         async with self.system.writer() as connection:

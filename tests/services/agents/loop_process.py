@@ -1,6 +1,7 @@
 """One instance of the runner with the real loop: `python -m … NAME READY_FILE PROVIDER_URL EFFECTS_URL`."""
 
 import asyncio
+import os
 import signal
 import sys
 from functools import partial
@@ -18,7 +19,7 @@ from services.agents.providers import Provider, open_providers
 from services.agents.runner import Runner
 from services.agents.tools import Call, Output, SideEffect, Tool, Tools
 
-LEASE = 1.5
+LEASE = 4.0
 
 
 class Numbered(msgspec.Struct):
@@ -37,7 +38,7 @@ def effect(name: str, side_effect: SideEffect, url: str) -> Tool:
 
 async def main() -> None:
     name, ready, provider, effects = sys.argv[1:]
-    log.configure(name, "info")
+    log.configure(name, os.environ.get("HEADRACE_LOG_LEVEL", "info"))
     database = Database(DatabaseSettings(), role="system")
     tools = Tools([effect("effect", "idempotent", effects), effect("danger", "unsafe", effects)])
     async with open_providers(ProviderSettings(), ServiceSettings(), SecuritySettings(), None) as providers:

@@ -24,10 +24,12 @@ from services.agents.journal import FencedError
 from services.agents.loop import execute
 from services.agents.model import (
     AgentSpec,
+    Answered,
     Checkpoint,
     CheckpointKind,
     Limits,
     Outcome,
+    Question,
     RunContext,
     StoredMessage,
 )
@@ -182,6 +184,18 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def resumed(run: RunContext, journal: Notebook) -> RunContext:
-    """The same run as another instance takes it over."""
-    return msgspec.structs.replace(run, epoch=run.epoch + 1, checkpoints=tuple(journal.checkpoints))
+def resumed(run: RunContext, journal: Notebook, *answers: Answered) -> RunContext:
+    """The same run as another instance takes it over, perhaps with what people answered meanwhile."""
+    return msgspec.structs.replace(
+        run,
+        epoch=run.epoch + 1,
+        checkpoints=tuple(journal.checkpoints),
+        answered=(*run.answered, *answers),
+    )
+
+
+def asked(outcome: Outcome) -> Question:
+    """What a run that waits asks."""
+    assert outcome.status == "waiting", outcome
+    assert outcome.question is not None
+    return outcome.question

@@ -9,17 +9,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+import pytest
 from aiohttp import web
 
 from core.contracts.usage import parse
 from core.database import tenant
 from deploy.component import Component
 from services.agents import submissions
-from services.agents.model import AgentSpec
+from services.agents.decisions import Approval
+from services.agents.model import AgentSpec, Decision, Limits
 from services.agents.submissions import Submission
 from tests.doubles.provider import ProviderDouble
 from tests.servers import kill, start, stop
-from tests.services.agents.arena import Arena, Asker, variables
+from tests.services.agents.arena import Arena, Asker, Story, variables
 from tests.services.process import REPOSITORY
 
 
@@ -52,7 +54,9 @@ class Effects:
 
 
 @contextmanager
-def instance(arena: Arena, name: str, provider: str, effects: str) -> Iterator[subprocess.Popen[bytes]]:
+def instance(
+    arena: Arena, name: str, provider: str, effects: str, **more: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A runner with the real loop in a process of its own; killed with the block where it still runs."""
     ready = arena.folder / f"{name}.ready"
     keys = {
@@ -70,7 +74,7 @@ def instance(arena: Arena, name: str, provider: str, effects: str) -> Iterator[s
             provider,
             effects,
         ),
-        env={**variables(arena.settings), **keys, "PATH": os.environ.get("PATH", "")},
+        env={**variables(arena.settings), **keys, "PATH": os.environ.get("PATH", ""), **more},
         cwd=REPOSITORY,
         ready=ready.exists,
         stop_grace=15,
@@ -84,46 +88,88 @@ def instance(arena: Arena, name: str, provider: str, effects: str) -> Iterator[s
     stop(component, process)
 
 
-async def die_in_a_tool(arena: Arena, asker: Asker, tool: str) -> Effects:
-    """One run whose first instance is killed while `tool` works; it has ended when this returns."""
+async def submit(asker: Asker, spec: AgentSpec) -> str:
+    wanted = Submission(spec=spec, text="Do it.", agent_id="agt_test", agent_version=1)
+    with tenant(asker.tenant_id):
+        async with asker.app.writer() as connection:
+            return (await submissions.submit(connection, asker.principal, wanted)).run_id
+
+
+async def question(asker: Asker, run: str) -> Approval:
+    """What the run asks, once it waits for a person."""
+    while (found := await asker.waits(run)) is None:  # noqa: ASYNC110 - it asks the database
+        await asyncio.sleep(0.05)
+    return found
+
+
+async def end(asker: Asker, run: str) -> None:
+    while (await asker.runs())[run].ended_at is None:  # noqa: ASYNC110 - it asks the database
+        await asyncio.sleep(0.05)
+
+
+async def check(asker: Asker, run: str, double: ProviderDouble, *, takeovers: int) -> Story:
+    """One answer, one terminal event, and each call of model and tool metered once."""
+    story = (await asker.stories())[run]
+    story.check()
+    assert len(story.takeovers) == takeovers
+    assert story.types[-1] == "run.completed"
+    assert story.text == (await asker.answers())[run]
+    records = [parse(one.encode()) for one in await asker.usage()]
+    metered = Counter(one.data.meter for one in records)
+    assert metered["llm.requests"] == 2 == len(double.requests)
+    assert metered["tool.calls"] == 1
+    assert len(records) == len({one.id for one in records})
+    return story
+
+
+async def test_7_an_idempotent_effect_happens_once(arena: Arena, asker: Asker) -> None:
     effects, double = Effects(), ProviderDouble()
-    async with effects.serve() as effects_url, double.serve() as provider:
-        wanted = Submission(
-            spec=AgentSpec(model=f"double/calls={tool}", tools=(tool,)),
-            text="Do it.",
-            agent_id="agt_test",
-            agent_version=1,
-        )
-        with tenant(asker.tenant_id):
-            async with asker.app.writer() as connection:
-                submitted = await submissions.submit(connection, asker.principal, wanted)
-        with instance(arena, "first", provider, effects_url) as first:
+    async with effects.serve() as url, double.serve() as provider:
+        run = await submit(asker, AgentSpec(model="double/calls=effect", tools=("effect",)))
+        with instance(arena, "first", provider, url) as first:
             await effects.reached.wait()
-            kill(first)
-        with instance(arena, "second", provider, effects_url):
-            async with asyncio.timeout(60):
-                while (await asker.runs())[submitted.run_id].ended_at is None:  # noqa: ASYNC110 - it asks the database
-                    await asyncio.sleep(0.05)
-        (story,) = (await asker.stories()).values()
-        story.check()
-        assert len(story.takeovers) == 1
-        assert story.types[-1] == "run.completed"
-        assert story.text == (await asker.answers())[submitted.run_id]
-        metered = Counter(parse(one.encode()).data.meter for one in await asker.usage())
-        assert metered["llm.requests"] == 2 == len(double.requests)
-        assert len(await asker.usage()) == len({parse(one.encode()).id for one in await asker.usage()})
-        assert metered["tool.calls"] == (1 if tool == "effect" else 0)
-        assert ("approval.requested" in story.types) is (tool == "danger")
-    return effects
-
-
-async def test_an_idempotent_effect_happens_once(arena: Arena, asker: Asker) -> None:
-    effects = await die_in_a_tool(arena, asker, "effect")
+            with instance(arena, "second", provider, url):
+                kill(first)
+                async with asyncio.timeout(15):  # what the platform promises
+                    await end(asker, run)
+    story = await check(asker, run, double, takeovers=1)
+    assert "approval.requested" not in story.types
     assert effects.done == {"effect": 1}
     assert len(effects.requests) == 2
 
 
-async def test_an_unsafe_effect_is_asked_about_and_not_repeated(arena: Arena, asker: Asker) -> None:
-    effects = await die_in_a_tool(arena, asker, "danger")
-    assert effects.done == {"danger": 1}
-    assert len(effects.requests) == 1
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+async def test_7_an_unsafe_effect_becomes_an_approval(arena: Arena, asker: Asker, decision: Decision) -> None:
+    effects, double = Effects(), ProviderDouble()
+    async with effects.serve() as url, double.serve() as provider:
+        spec = AgentSpec(model="double/calls=danger", tools=("danger",), limits=Limits(seconds=60))
+        run = await submit(asker, spec)
+        with instance(arena, "first", provider, url) as first:
+            before = await question(asker, run)
+            assert (before.reason, before.round, effects.requests) == ("unsafe", 1, [])
+            await asker.decide(before, "approve")
+            await effects.reached.wait()
+            with instance(arena, "second", provider, url):
+                kill(first)
+                async with asyncio.timeout(15):  # what the platform promises
+                    after = await question(asker, run)
+                assert (after.reason, after.round, after.call) == ("interrupted", 2, before.call)
+                row = (await asker.runs())[run]
+                assert (row.owner, row.lease_until) == ("", None)
+                # The answer to the first question, sent again, is none to the second.
+                assert (await asker.decide(before, "approve")).decision == "approve"
+                assert await asker.waits(run) == after
+                assert len(effects.requests) == 1
+                await asker.decide(after, decision)
+                await end(asker, run)
+    requests = 2 if decision == "approve" else 1
+    assert effects.requests == [before.call] * requests
+    story = (await asker.stories())[run]
+    if decision == "approve":
+        await check(asker, run, double, takeovers=1)
+    told = [one.data for one in story.events if one.type.startswith("approval.")]
+    assert [(one["round"], one.get("decision")) for one in told] == [
+        (1, None), (1, "approve"), (2, None), (2, decision),
+    ]  # fmt: skip
+    story.check()
+    assert story.types[-1] == "run.completed"

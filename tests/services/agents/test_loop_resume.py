@@ -10,7 +10,7 @@ import pytest
 
 from services.agents.journal import FencedError
 from services.agents.tools import Call, Output, SideEffect, Tool, Tools
-from tests.services.agents.loop_support import Arena, Notebook, arena, check_answer, resumed
+from tests.services.agents.loop_support import Arena, Notebook, arena, asked, check_answer, resumed
 
 
 class Numbered(msgspec.Struct):
@@ -68,15 +68,23 @@ async def test_an_idempotent_tool_counts_once(stage: Arena, dies_at: int) -> Non
 
 @pytest.mark.parametrize("dies_at", [0, 1, 2, 3])
 async def test_an_unsafe_tool_is_never_repeated(stage: Arena, dies_at: int) -> None:
+    """Of an agent that lets it act unasked: what was interrupted is asked about all the same."""
     counting = Counting()
-    _, second = await run_with_deaths(stage, counting, "unsafe", dies_at)
+    arena_ = replace(stage, tools=Tools([counting.tool("unsafe")]))
+    run = arena_.context(model="double/calls=effect", tools=("effect",), approval={"effect": "never"})
+    first = Notebook(dies_at=dies_at)
+    with pytest.raises(FencedError):
+        await arena_.execute(run, first)
+    second = Notebook(earlier=first)
+    outcome = await arena_.execute(resumed(run, first), second)
     assert len(counting.calls) == 1
-    asked = second.of("approval.requested")
     # Checkpoints: turn, begun, result, turn. Without a result nobody knows what happened.
-    assert len(asked) == (1 if dies_at == 2 else 0)
-    if asked:
-        assert asked[0]["call"] == counting.calls[0]
-        assert second.of("tool_result")[0]["status"] == "error"
+    if dies_at != 2:
+        check_answer(second, outcome)
+        return
+    question = asked(outcome)
+    assert (question.call, question.round, question.reason) == (counting.calls[0], 1, "interrupted")
+    assert second.of("tool_result") == []
 
 
 async def test_the_answer_is_not_generated_again(stage: Arena) -> None:
@@ -107,7 +115,8 @@ async def test_a_provider_that_fails_between_tool_and_answer_costs_no_second_cal
     arena_ = replace(stage, tools=Tools([counting.tool("unsafe")]))
     journal = Notebook()
     stage.double.next.extend(["calls=effect", "broken", "cut"])
-    outcome = await arena_.execute(arena_.context(model="double/calls=effect", tools=("effect",)), journal)
+    run = arena_.context(model="double/calls=effect", tools=("effect",), approval={"effect": "never"})
+    outcome = await arena_.execute(run, journal)
     check_answer(journal, outcome)
     assert len(counting.calls) == 1
     assert Counter(journal.types())["tool_result"] == 1

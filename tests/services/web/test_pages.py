@@ -89,7 +89,18 @@ def test_languages_have_the_same_words_and_pages_use_all_they_have() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/sign-in", "/sign-out", "/language", "/register", "/keys", "/documents", "/bases"]
+    "path",
+    [
+        "/sign-in",
+        "/sign-out",
+        "/language",
+        "/register",
+        "/keys",
+        "/documents",
+        "/bases",
+        "/runs/run_1/stop",
+        "/runs/run_1/approvals/tcl_1",
+    ],
 )
 async def test_no_form_without_the_token_of_this_visit(browser: Browser, email: str, path: str) -> None:
     await browser.sign_in(email)
