@@ -5,6 +5,7 @@ feed writes out what its followers have not had yet: nothing is left out, nothin
 """
 
 from collections import deque
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from core.contracts.agents import TERMINAL
@@ -79,11 +80,12 @@ class Subscription:
     async def _replay(self, plan: Attached) -> str:
         """Why it could not be done to its end; empty where it could."""
         try:
-            async for entry in self._gateway.events.history(plan):
-                self._give(entry)
-                await self._pace()
-                if self._stopped:
-                    return self._lost
+            async with aclosing(self._gateway.events.history(plan)) as history:
+                async for entry in history:
+                    self._give(entry)
+                    await self._pace()
+                    if self._stopped:
+                        return self._lost
         except EventLogError:
             return "log_unavailable"
         for entry in plan.ring:

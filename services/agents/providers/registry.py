@@ -15,6 +15,7 @@ from core.security.secret import Secret
 from core.settings import ProviderSettings, SecuritySettings, ServiceSettings
 from services.agents.providers import store
 from services.agents.providers.clients import chat_model
+from services.agents.providers.closing import CLOSING
 from services.agents.providers.configured import configured
 from services.agents.providers.egress import Egress, GuardedTransport
 from services.agents.providers.model import ModelPrice, Provider, ProviderError, Target
@@ -148,8 +149,10 @@ async def open_providers(
     egress = Egress(settings.provider_hosts)
     limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=50)
     async with (
-        httpx2.AsyncClient(timeout=patience, limits=limits) as http,
-        httpx2.AsyncClient(timeout=patience, transport=GuardedTransport(egress), trust_env=False) as guarded,
+        httpx2.AsyncClient(timeout=patience, limits=limits, event_hooks=CLOSING) as http,
+        httpx2.AsyncClient(
+            timeout=patience, transport=GuardedTransport(egress), trust_env=False, event_hooks=CLOSING
+        ) as guarded,
     ):
         yield Providers(
             configured(settings, services),

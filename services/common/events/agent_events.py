@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -270,7 +270,7 @@ class AgentEvents:
                 plan.ranges[partition] = (start, self.ring.floors[partition])
         return plan
 
-    async def history(self, plan: Attached) -> AsyncIterator[Entry]:
+    async def history(self, plan: Attached) -> AsyncGenerator[Entry, None]:
         """The events of the plan that are not in memory, oldest first within each partition.
 
         Raises:

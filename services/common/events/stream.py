@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Self
 
 from core.contracts.agents import TERMINAL, Head
@@ -81,8 +82,9 @@ class EventStream:
         return self._pairs()
 
     async def _pairs(self) -> AsyncGenerator[tuple[Head, bytes], None]:
-        async for entry in self.entries():
-            yield entry.head, entry.raw
+        async with aclosing(self.entries()) as entries:
+            async for entry in entries:
+                yield entry.head, entry.raw
 
     async def entries(self) -> AsyncGenerator[Entry, None]:
         """The same with partition and offset.
@@ -93,19 +95,23 @@ class EventStream:
         is_run = self._channel.startswith("run:")
         if is_run and self._has_everything():
             return
-        async for entry in self._unfiltered():
-            if is_run and not self._is_next(entry):
-                continue
-            yield entry
-            if is_run and entry.head.type in TERMINAL:
-                return
+        # Each generator closes the one that it reads: one that is only dropped is closed by the event loop some
+        # time later, perhaps when the process ends and closes it too.
+        async with aclosing(self._unfiltered()) as unfiltered:
+            async for entry in unfiltered:
+                if is_run and not self._is_next(entry):
+                    continue
+                yield entry
+                if is_run and entry.head.type in TERMINAL:
+                    return
 
     async def _unfiltered(self) -> AsyncGenerator[Entry, None]:
         plan = self._plan
         assert plan is not None, "follow is a context manager"
         try:
-            async for entry in self._events.history(plan):
-                yield entry
+            async with aclosing(self._events.history(plan)) as history:
+                async for entry in history:
+                    yield entry
         except EventLogError as error:
             raise StreamLostError("log_unavailable") from error
         while plan.ring:
