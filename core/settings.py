@@ -166,6 +166,9 @@ class ServiceSettings(Settings):
     users_url: str = Field(default="http://127.0.0.1:8001", description="Address of the users service.")
     billing_url: str = Field(default="http://127.0.0.1:8005", description="Address of the billing service.")
     agents_url: str = Field(default="http://127.0.0.1:8002", description="Address of the agents service.")
+    lookup_url: str = Field(
+        default="http://127.0.0.1:8011", description="Address of the lookup, which reads the lake."
+    )
     relay_url: str = Field(default="http://127.0.0.1:8009", description="Address of the relay service.")
     memory_url: str = Field(default="http://127.0.0.1:8004", description="Address of the memory service.")
     memory_grpc: str = Field(default="127.0.0.1:8014", description="gRPC address of the memory service.")

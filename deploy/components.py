@@ -23,7 +23,7 @@ from deploy.servers.redis.group import SERVERS as REDIS_SERVERS
 from deploy.servers.valkey import valkey
 from deploy.supervisor.supervisor import Task
 
-SERVICES = ("users", "billing", "gateway", "relay", "extractive", "agents", "memory", "ws", "web")
+SERVICES = ("users", "billing", "lookup", "gateway", "relay", "extractive", "agents", "memory", "ws", "web")
 """Each is `python -m services.<name>`, reads only its environment and drains on TERM."""
 
 DATABASE, TOPOLOGY = "database", "topology"

@@ -18,6 +18,7 @@ USUAL: Mapping[str, int] = MappingProxyType(
         "billing": 8005,
         "relay": 8009,
         "extractive": 8010,
+        "lookup": 8011,
         "web": 3000,
         "dagster-web": 3070,
         "dagster-code": 3071,

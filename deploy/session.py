@@ -30,6 +30,19 @@ def operator(installation: Installation) -> Operator:
     )
 
 
+def billed(database: DatabaseSettings) -> list[str]:
+    """Slugs of the organisations that an invoice was issued for."""
+    connection = psycopg2.connect(libpq_dsn(database, "system"))
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "select slug from organisation o where exists (select from invoice i where i.tenant_id = o.id) order by 1"
+            )
+            return [slug for (slug,) in cursor.fetchall()]
+    finally:
+        connection.close()
+
+
 def owner_id(database: DatabaseSettings) -> str | None:
     """Id of the platform's owner, as whom commands act that need no service; None before the first start."""
     connection = psycopg2.connect(libpq_dsn(database, "system"))

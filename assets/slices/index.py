@@ -33,6 +33,8 @@ KEY, ORDINAL = 0, 1
 """Rows of a run: an array of uint64 of shape (2, n), so that keys lie side by side for the search."""
 MERGED_AT_ONCE = 1_000_000
 """Identities of the largest run that a merge holds in memory."""
+_LOOKS = 3
+"""A merge may remove a run between a reader's look at the manifest and at the run."""
 RATIO = 2
 """A run is merged into the one before while that one is less than this many times its size. With 4 the runs are two
 fewer and each identity is written twice as often, which costs more."""
@@ -90,6 +92,16 @@ class IdentityIndex:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._load()
             yield
+
+    @classmethod
+    def as_it_is(cls, folder: Path, table_id: str) -> "IdentityIndex | None":
+        """The index as its owner saved it last, only to probe: takes no lock and changes nothing. None where
+        there is none of this table."""
+        for _ in range(_LOOKS):
+            index = cls(folder, table_id)
+            if index._read():
+                return index
+        return None
 
     def clear(self) -> None:
         """Forget everything: the table in the lake is not the one this index was built from."""
@@ -202,6 +214,10 @@ class IdentityIndex:
 
     def _load(self) -> None:
         """Read the manifest; anything that is not as it says means starting again from the lake."""
+        if not self._read():
+            self.clear()
+
+    def _read(self) -> bool:
         try:
             manifest = json.loads((self._folder / "manifest.json").read_text())
             runs = [(name, np.load(self._folder / name, mmap_mode="r")) for name, _ in manifest["runs"]]
@@ -215,9 +231,9 @@ class IdentityIndex:
         except (OSError, EOFError, ValueError, KeyError):
             whole, manifest = False, {}
         if not whole or manifest["table"] != self._table_id:
-            self.clear()
-            return
+            return False
         self._slice, self._count, self._runs, self._entries = int(manifest["slice"]), count, runs, entries
+        return True
 
 
 def _write_merged(file: BinaryIO, parts: Sequence[Array], size: int) -> None:

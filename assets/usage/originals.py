@@ -12,24 +12,32 @@ PLACE = ("slice", "partition", "offset")
 """Coordinates of a row."""
 
 
-def rows_at(lake: Lake, handle: DeltaTable, places: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """The rows at `places` (slice, partition, offset), each once: `PLACE` and `columns`.
+def rows_at(
+    lake: Lake, handle: DeltaTable, places: pl.DataFrame, columns: Sequence[str], *, path: str | None = None
+) -> pl.DataFrame:
+    """The rows at `places` (slice, partition, offset), each once: `PLACE` and `columns`, and in `path`, where one
+    is named, the file of the table that a row stands in.
 
     Reads only the files that can hold one of the slices, by the statistics in the Delta log.
     """
     wanted = {name: schema.EVENTS_SCHEMA[name] for name in dict.fromkeys((*PLACE, *columns))}
     places = places.select(pl.col(name).cast(wanted[name]) for name in PLACE).drop_nulls().unique()
+    if path is not None:
+        wanted[path] = pl.String()
     if places.is_empty():
         return pl.DataFrame(schema=wanted)
     slices, offsets = places["slice"].unique().sort(), places["offset"].unique()
+    root = f"{lake.uri(schema.EVENTS)}/"
     paths = [
-        f"{lake.uri(schema.EVENTS)}/{path}"
-        for path, low, high in _files(handle)
+        f"{root}{file}"
+        for file, low, high in _files(handle)
         if slices.search_sorted(low, "left") < slices.search_sorted(high, "right")
     ]
     if not paths:
         return pl.DataFrame(schema=wanted)
-    files = pl.scan_parquet(paths, storage_options=lake.options() or None)
+    files = pl.scan_parquet(paths, storage_options=lake.options() or None, include_file_paths=path)
+    if path is not None:
+        files = files.with_columns(pl.col(path).str.strip_prefix(root))
     # By the statistics of offsets the reader leaves out most of each file, and reads the others' columns only
     # of the rows that are left.
     near = files.filter(pl.col("offset").is_in(offsets.implode()))

@@ -146,7 +146,7 @@ class VoidEvent(
     @property
     def identity(self) -> bytes:
         """By what it voids, not by its id: the second void of one event is a duplicate."""
-        return _digest("void", self.tenant, self.data.source, self.data.id)
+        return void_identity(self.tenant, self.data.source, self.data.id)
 
     @property
     def reference(self) -> bytes:
@@ -176,6 +176,11 @@ T = TypeVar("T", bound=UsageRecord)
 
 def _digest(*parts: str) -> bytes:
     return hashlib.sha256(length_prefixed(parts)).digest()[:16]
+
+
+def void_identity(tenant: str, source: str, event_id: str) -> bytes:
+    """Identity of the void that takes this event out, if there is one."""
+    return _digest("void", tenant, source, event_id)
 
 
 def identities_hash(identities: Iterable[bytes]) -> str:

@@ -39,7 +39,7 @@ class Charged:
 
 def charges(rated: Rated) -> dict[Key, Charged]:
     """The lines of a rating of one service period."""
-    return {_key_of_price(line.price): _charged(line) for line in rated.lines}
+    return {key_of_price(line.price): _charged(line) for line in rated.lines}
 
 
 def charged(documents: Iterable[Document]) -> dict[Key, Charged]:
@@ -47,7 +47,7 @@ def charged(documents: Iterable[Document]) -> dict[Key, Charged]:
     found: dict[Key, Charged] = {}
     for document in documents:
         for line in document.lines:
-            key = (line.meter, tuple(sorted(line.dimensions.items())), line.valid_from, line.holds_for)
+            key = key_of(line)
             before = found.get(key)
             quantity, unrounded, amount = _sums(line)
             if before is not None:
@@ -154,7 +154,11 @@ def _charged(line: RatedLine) -> Charged:
     return Charged(shown, line.quantity, line.amount_unrounded, line.amount)
 
 
-def _key_of_price(price: Price) -> Key:
+def key_of(line: Line) -> Key:
+    return line.meter, tuple(sorted(line.dimensions.items())), line.valid_from, line.holds_for
+
+
+def key_of_price(price: Price) -> Key:
     return price.meter, price.dimensions, rfc3339(price.valid_from), _whose(price)
 
 

@@ -7,6 +7,7 @@ periods and doubled adjustments cannot come to be, and nobody waits for a lock w
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -45,6 +46,8 @@ class Pending:
     price_revision: int
     unpriced: list[Unpriced]
     currency: str | None
+    pieces: list[Piece]
+    """All usage of the period."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,23 @@ class Draft:
     """All usage that is not invoiced yet: `open` rated, and what closed periods still owe."""
 
     open: list[Rated]
+    parts: list[list[Piece]]
+    """The usage of each of `open`."""
     pending: list[Pending]
-    pieces: list[Piece]
-    """Of the open usage."""
+    closed: dict[ServicePeriod, list[Issued]]
+    """What was issued, by service period."""
     landed: Landed | None
     book: PriceBook
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The open usage."""
+        return [piece for part in self.parts for piece in part]
+
+    @property
+    def edges(self) -> set[datetime]:
+        """Between which usage is added up: it belongs to one price and to one closed period or none."""
+        return edges_of(self.book.recorded) | closed_edges(self.closed)
 
 
 class Invoices:
@@ -135,10 +150,10 @@ class Invoices:
                     book = await self._books.of(connection, tenant_id)
                     documents = await store.issued(connection)
                     closed = _by_period(documents)
-                    edges = [edge for period in closed for edge in (period.start, period.end)]
-                    pieces, landed = await store.usage(connection, [*edges_of(book.recorded), *edges])
+                    edges = edges_of(book.recorded) | closed_edges(closed)
+                    pieces, landed = await store.usage(connection, edges)
                     if await store.last_number(connection) == len(documents):
-                        return _draft(book, closed, pieces, landed)
+                        return draft_of(book, closed, pieces, landed)
         raise _busy()
 
     async def _closed(self, tenant_id: str, wanted: ServicePeriod | None) -> list[ServicePeriod]:
@@ -236,47 +251,55 @@ def _pending(
             f"{newest.number} was rated at slice {since}, and what is published ends before it: PostgreSQL or the lake "
             "was put back to an earlier time. Let usage be published again first.",
         )
-    rated = rate((piece.usage for piece in pieces), book.as_of(newest.price_revision), period)
+    each = list(pieces)
+    rated = rate((piece.usage for piece in each), book.as_of(newest.price_revision), period)
     before = difference.charged(one.document for one in documents)
     lines = difference.difference(before, difference.charges(rated), document_id)
     if not lines:
         return None
     return Pending(
         period, documents[0].document.number, lines, landed, since, newest.price_revision,
-        unpriced_of(rated), newest.currency,
+        unpriced_of(rated), newest.currency, each,
     )  # fmt: skip
 
 
-def _draft(
+def draft_of(
     book: PriceBook,
     closed: dict[ServicePeriod, list[Issued]],
     pieces: Sequence[Piece],
     landed: Landed | None,
 ) -> Draft:
     """Usage sorted by where it belongs: to a closed period, to what is left of a month of which a part is
-    closed, or to months that are open as a whole."""
+    closed, or to months that are open as a whole. Pure.
+
+    Raises: as `Invoices.draft`.
+    """
     of_closed: dict[ServicePeriod, list[Piece]] = {period: [] for period in closed}
     of_rest: dict[ServicePeriod, list[Piece]] = {}
-    whole, every = list[Piece](), list[Piece]()
+    whole = list[Piece]()
     for piece in pieces:
         owner = next((period for period in closed if period.holds(piece.first)), None)
         if owner is not None:
             of_closed[owner].append(piece)
             continue
-        every.append(piece)
         rest = remainder(piece, closed)
         if rest is None:
             whole.append(piece)
         else:
             of_rest.setdefault(rest, []).append(piece)
-    rated = [rate((piece.usage for piece in whole), book)] if whole or not of_rest else []
-    rated += [rate((piece.usage for piece in of_rest[period]), book, period) for period in sorted(of_rest)]
+    parts: list[tuple[ServicePeriod | None, list[Piece]]] = [(None, whole)] if whole or not of_rest else []
+    parts += [(period, of_rest[period]) for period in sorted(of_rest)]
+    rated = [rate((piece.usage for piece in part), book, period) for period, part in parts]
     pending = [
         found
         for period in sorted(closed)
         if (found := _pending(period, closed[period], of_closed[period], landed, book)) is not None
     ]
-    return Draft(rated, pending, every, landed, book)
+    return Draft(rated, [part for _, part in parts], pending, closed, landed, book)
+
+
+def closed_edges(closed: Iterable[ServicePeriod]) -> set[datetime]:
+    return {edge for period in closed for edge in (period.start, period.end)}
 
 
 def remainder(piece: Piece, closed: Iterable[ServicePeriod]) -> ServicePeriod | None:

@@ -87,6 +87,18 @@ async def usage(
     return [Piece(*row[3:]) for row in found if row[3] is not None], landed
 
 
+async def landed(connection: AsyncConnection) -> Landed | None:
+    """What published cells reflect, None before anything was published."""
+    row = (
+        await connection.execute(
+            text(
+                "select lake_version, slice, generation from usage_publication order by lake_version desc limit 1"
+            )
+        )
+    ).one_or_none()
+    return None if row is None else Landed(*row)
+
+
 async def last_number(connection: AsyncConnection) -> int:
     """The last number the tenant has given out; 0 for none."""
     found: int | None = await connection.scalar(text("select last from invoice_sequence"))

@@ -1,6 +1,6 @@
 """Reading only the files that can hold what is asked for, by the statistics in the Delta log."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -26,19 +26,44 @@ def read(
         within: (column with statistics, low, high); a file without statistics is read.
         part: values of partition columns; those columns themselves cannot be asked for.
     """
-    column, low, high = within
+    found = scan(lake, table, handle, where=where, within=(within,), part=part)
+    if found is None:
+        return pl.DataFrame(schema=dict(schema))
+    return found.select(pl.col(name).cast(kind) for name, kind in schema.items()).collect()
+
+
+def scan(
+    lake: Lake,
+    table: str,
+    handle: DeltaTable,
+    *,
+    where: pl.Expr,
+    within: Sequence[tuple[str, Any, Any]],
+    part: Mapping[str, str] | None = None,
+    path: str | None = None,
+) -> pl.LazyFrame | None:
+    """The same, not read yet and with all columns; None where no file can hold such a row.
+
+    Args:
+        within: as in `read`; a file must allow all of them.
+        path: name of a column that says which file of the table a row stands in.
+    """
     actions = pl.DataFrame(handle.get_add_actions(flatten=True))
-    minimum, maximum = f"min.{column}", f"max.{column}"
-    if {minimum, maximum} <= set(actions.columns):
-        possible = (pl.col(minimum) <= high) & (pl.col(maximum) >= low)
-        actions = actions.filter(possible.fill_null(value=True))
+    for column, low, high in within:
+        minimum, maximum = f"min.{column}", f"max.{column}"
+        if {minimum, maximum} <= set(actions.columns):
+            possible = (pl.col(minimum) <= high) & (pl.col(maximum) >= low)
+            actions = actions.filter(possible.fill_null(value=True))
     for name, value in (part or {}).items():
         actions = actions.filter(pl.col(f"partition.{name}") == value)
     if actions.is_empty():
-        return pl.DataFrame(schema=dict(schema))
-    paths = [f"{lake.uri(table)}/{path}" for path in actions["path"].sort()]
-    frame = pl.scan_parquet(paths, storage_options=lake.options() or None).filter(where)
-    return frame.select(pl.col(name).cast(kind) for name, kind in schema.items()).collect()
+        return None
+    root = lake.uri(table)
+    paths = [f"{root}/{each}" for each in actions["path"].sort()]
+    frame = pl.scan_parquet(paths, storage_options=lake.options() or None, include_file_paths=path)
+    if path is not None:
+        frame = frame.with_columns(pl.col(path).str.strip_prefix(f"{root}/"))
+    return frame.filter(where)
 
 
 def spans(handle: DeltaTable, column: str, low: int, high: int, *, rows: int) -> Iterator[tuple[int, int]]:

@@ -184,6 +184,13 @@ EXCUSED: Mapping[tuple[str, str], str] = MappingProxyType(
         ("PUT", "/api/v1/uploads/{token}"): "the bytes of a version whose row says who and when",
         ("POST", "/api/v1/search"): "changes nothing; a read that carries its argument in the body",
         ("POST", "/internal/embeddings"): "changes nothing; a read that carries its argument in the body",
+        **{
+            (
+                "POST",
+                f"/internal/usage/{name}",
+            ): "changes nothing; a read that carries its argument in the body"
+            for name in ("sums", "rows", "event", "record", "fates")
+        },
         ("POST", "/internal/introspect"): "changes nothing; a read that carries its argument in the body",
     }
 )

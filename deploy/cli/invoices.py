@@ -79,6 +79,18 @@ def register(subparsers: Subparsers) -> None:
         )
     )
     named_period(adjust)
+    verify = command(
+        group,
+        "verify",
+        "Compute issued documents again from the landed records, prices and code they name; exit status 3 where one differs",
+        run_verify,
+        examples=(
+            "headrace invoices verify",
+            "headrace invoices verify INV-000001 --tenant acme --json",
+        ),
+    )
+    verify.add_argument("number", nargs="?", help="number or id of one document; all where left out")
+    verify.add_argument("--tenant", help="slug of the organisation; all where left out")
     command(
         group,
         "readopt",
@@ -151,6 +163,48 @@ def run_adjust(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_verify(arguments: argparse.Namespace) -> int:
+    if arguments.number and not arguments.tenant:
+        raise CommandError("a number belongs to an organisation; name it with --tenant")
+    found = [
+        {"tenant": tenant, **_call(arguments, "GET", f"{PATH}/{name}/verification", tenant=tenant)}
+        for tenant in ([arguments.tenant] if arguments.tenant else _tenants(arguments))
+        for name in ([arguments.number] if arguments.number else _numbers(arguments, tenant))
+    ]
+    differing = [one for one in found if not one["verified"]]
+    if arguments.json:
+        print_json({"documents": len(found), "verified": len(found) - len(differing), "data": found})
+        return 3 if differing else 0
+    for one in differing:
+        print(
+            f"{one['tenant']} {one['number']}: {one['reason']}; issued {one['total']}, computed again "
+            f"{one['recomputed_total']}; lines that differ: {len(one['differing'])} of {one['lines']}"
+        )
+    print(
+        f"{len(found) - len(differing)} of {len(found)} issued documents compute to what they say, to the last digit"
+    )
+    return 3 if differing else 0
+
+
+def _tenants(arguments: argparse.Namespace) -> list[str]:
+    """Slugs of the organisations that something was issued for."""
+    from core.settings import DatabaseSettings
+    from deploy.session import billed, settings_of
+
+    return billed(settings_of(installation_of(arguments), DatabaseSettings))
+
+
+def _numbers(arguments: argparse.Namespace, tenant: str) -> list[str]:
+    found, after = list[str](), ""
+    while True:
+        params = {"limit": "100", "order": "asc", **({"after": after} if after else {})}
+        listed = _call(arguments, "GET", PATH, params, tenant=tenant)
+        found += [one["id"] for one in listed["data"]]
+        if not listed["has_more"]:
+            return found
+        after = listed["last_id"]
+
+
 def run_readopt(arguments: argparse.Namespace) -> int:
     from core.invoices.document import DocumentError
     from core.objects.api import ObjectStoreError
@@ -203,16 +257,19 @@ def _call(
     params: Mapping[str, str] | None = None,
     *,
     body: object = None,
+    tenant: str = "",
 ) -> Any:
-    """As the owner of the installation, for the tenant. Raises: CommandError."""
+    """As the owner of the installation, for the tenant (that of the arguments where none is given). Raises:
+    CommandError."""
     from deploy.client import ApiError, PlatformUnreachableError
     from deploy.session import operator
 
     owner = operator(running_installation(arguments))
     try:
-        if owner.find_tenant(arguments.tenant) is None:
-            raise CommandError(no_tenant(arguments.tenant))
-        named = {"tenant": arguments.tenant, **(params or {})}
+        wanted = tenant or arguments.tenant
+        if owner.find_tenant(wanted) is None:
+            raise CommandError(no_tenant(wanted))
+        named = {"tenant": wanted, **(params or {})}
         client = owner.client()
         if method == "POST":
             return client.post(path, body, **named)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import aiohttp
 from fastapi import FastAPI
 from prometheus_client import Gauge
 from sqlalchemy import text
@@ -46,8 +47,12 @@ from services.billing.quarantine_routes import router as quarantine_routes
 from services.billing.quota import Quota
 from services.billing.routes import Billing, router
 from services.billing.tenants import Tenants
+from services.billing.trace.events import Events
+from services.billing.trace.lake import Lake
+from services.billing.trace.lines import Lines
+from services.billing.trace.routes import router as trace_router
 from services.common.app import service_app
-from services.common.auth import open_identity
+from services.common.auth import internal_key, open_identity
 from services.common.lifecycle import Lifecycle
 
 NAME = "billing"
@@ -104,6 +109,8 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
                 _in_background(stack, work)
             invoices = InvoiceHandlers(database, Invoices(database, archive))
             tenants = Tenants(database, system)
+            http = await stack.enter_async_context(aiohttp.ClientSession())
+            lake = Lake(http, services.lookup_url, internal_key(security))
             app.state.billing = Billing(
                 ingest,
                 Quota(database, live),
@@ -114,6 +121,8 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
                 Quarantine(database, system),
                 Producers(database, system),
                 invariants,
+                Lines(database, invoices, lake),
+                Events(database, system, invoices, lake, live),
             )
             app.state.holds = Holds(system)
             LIVE.set_function(lambda: live.is_live)
@@ -125,7 +134,15 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
     return service_app(
         NAME,
         lifecycle,
-        routers=[router, quarantine_routes, producer_routes, hold_router, invoice_router, fix_router],
+        routers=[
+            router,
+            quarantine_routes,
+            producer_routes,
+            hold_router,
+            invoice_router,
+            fix_router,
+            trace_router,
+        ],
         lifespan=lifespan,
         description="Usage in, quota live, prices, invoices and the proof behind them.",
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from core.eventlog.api import EventLog, EventLogError, OffsetOutOfRangeError
+from core.ids import identity
 from core.log import Logger
 from services.billing.tail import MAX_RECORDS, Cell, Tail
 
@@ -82,6 +83,10 @@ class LiveUsage:
         """True where the end of the topic was reached a moment ago and nothing is missing before it."""
         fresh = time.monotonic() - self._caught_up < FRESH_SECONDS
         return fresh and bool(self._topic_id) and self._tail.complete
+
+    def knows(self, tenant: str, source: str, event_id: str) -> bool:
+        """True where the event is among the records of the topic that this process holds, landed or not."""
+        return self._tail.knows(identity(tenant, source, event_id))
 
     async def run(self) -> None:
         """Follow the topic until cancelled."""

@@ -18,6 +18,8 @@ from services.billing.producers import Producers
 from services.billing.quarantine import Quarantine
 from services.billing.quota import Grain, Quota, question
 from services.billing.tenants import Tenants
+from services.billing.trace.events import Events
+from services.billing.trace.lines import Lines
 from services.common.auth import Principal, require
 from services.common.body import decode, documented, parse, read
 from services.common.idempotency import Repeatable
@@ -38,6 +40,8 @@ class Billing:
     quarantine: Quarantine
     producers: Producers
     invariants: Invariants
+    lines: Lines
+    events: Events
 
 
 def _billing(request: Request) -> Billing:

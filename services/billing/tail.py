@@ -151,6 +151,10 @@ class Tail:
         """Records in memory, history included."""
         return self._held
 
+    def knows(self, identity: bytes) -> bool:
+        """True where a record of this identity is in memory, history included."""
+        return _short(identity) in self._seen
+
     def cells(self, tenant: str) -> Iterator[Cell]:
         """Sums of a tenant's counted records between reflected and position."""
         return iter(self._cells.get(tenant, {}).values())

@@ -5,7 +5,7 @@ from typing import Final
 
 from starlette.responses import Response
 
-from services.web.api import segment
+from services.web.api import ApiError, segment
 from services.web.pages import page
 from services.web.person import Person
 from services.web.routing import listed, routes
@@ -34,6 +34,34 @@ async def sheet(person: Person) -> Response:
     return Response(content, media_type="text/csv", headers=headers)
 
 
+async def line(person: Person) -> Response:
+    """The events that a line charges, and whether they come to its amount."""
+    number = segment(person.request.path_params["line"])
+    params = {"limit": "100"}
+    if after := person.request.query_params.get("after", ""):
+        params["after"] = after
+    found = await person.call("GET", f"{_path(person)}/lines/{number}/events", params=params)
+    return page(
+        person, "line.html", line=found["line"], proof=found["proof"], events=found["data"],
+        after=found["last_id"] if found["has_more"] else "",
+    )  # fmt: skip
+
+
+async def trace(person: Person) -> Response:
+    """What became of one event."""
+    query = person.request.query_params
+    source, event_id = query.get("source", "")[:256], query.get("id", "")[:256]
+    found, unknown = None, False
+    if source and event_id:
+        try:
+            found = await person.call("GET", "/api/v1/usage/trace", params={"source": source, "id": event_id})
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            unknown = True
+    return page(person, "trace.html", source=source, id=event_id, found=found, unknown=unknown)
+
+
 def _path(person: Person) -> str:
     return f"{_INVOICES}/{segment(person.request.path_params['number'])}"
 
@@ -41,6 +69,8 @@ def _path(person: Person) -> str:
 ROUTES: Final = routes(
     [
         ("GET", "/invoice", draft),
+        ("GET", "/trace", trace),
+        ("GET", "/invoices/{number}/lines/{line}", line),
         ("GET", "/invoices/{number}.csv", sheet),
         ("GET", "/invoices/{number}", show),
     ]

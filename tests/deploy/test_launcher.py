@@ -26,7 +26,7 @@ from tests.servers import free_port
 
 HEADRACE = (sys.executable, "-m", "deploy.cli.main")
 NAMES = {
-    "postgres", "valkey", "milvus", "users", "billing", "gateway", "relay", "extractive", "agents", "memory", "ws",
+    "postgres", "valkey", "milvus", "users", "billing", "lookup", "gateway", "relay", "extractive", "agents", "memory", "ws",
     "web", "dagster-code", "dagster-web", "dagster-daemon",
 }  # fmt: skip
 

@@ -24,16 +24,17 @@ from tests.e2e.belongings import Belongings
 from tests.servers import free_port, running
 from tests.services.process import OWNER_EMAIL, REPOSITORY, environment, service
 
-BEHIND = ("users", "billing", "agents", "memory", "ws", "relay")
+BEHIND = ("users", "billing", "lookup", "agents", "memory", "ws", "relay")
 """Services whose routes are tried. A new service is named here."""
 PASSWORD = "the password of every admin in this test"
 ORGANIZATIONS = "/api/v1/organizations"
 NEUTRAL: Final = {
     "limit", "order", "after", "before", "from", "to", "grain", "meter",
     "start", "end", "name", "queue", "state", "fate", "code", "incomplete", "after_seq", "starting_after", "stream",
-    "provider", "model",
+    "provider", "model", "source", "id", "partition", "offset", "topic_id",
 }  # fmt: skip
 """Query parameters that name nothing of anybody's; cursors only bound a list."""
+LOOKUPS: Final = ("sums", "rows", "event", "record", "fates")
 REQUIRED: Final = {"start": "0", "end": "100", "name": "x.txt"}
 """Values of parameters without which a request is refused before anybody looks whose it is."""
 
@@ -171,6 +172,7 @@ def named(operation: Operation, place: str, side: Side) -> dict[str, list[str]]:
             "invitation_id": [side.invitation_id],
             "hold": [side.marker],
             "invoice": [side.invoice_id],
+            "line": ["1"],
             "price_fix": [side.price_fix_id],
             **belongings.ways(operation.path, side),
         },
@@ -213,6 +215,7 @@ def body(operation: Operation, ours: Side, theirs: Side) -> Any:
         "PATCH /api/v1/organizations/{id}/members/{person_id}": {"role": "viewer"},
         "POST /internal/sessions": {"session": theirs.session_id, "generation": 0},
         "POST /internal/introspect": {"key": theirs.key},
+        **{f"POST /internal/usage/{what}": {"tenant": theirs.id} for what in LOOKUPS},
         "POST /api/v1/organizations": {"slug": theirs.slug, "name": "x"},
         "POST /api/v1/organizations/{id}/keys": {"name": "x", "scopes": ["usage:read"]},
         "POST /api/v1/organizations/{id}/keys/{key_id}/rotate": {},
@@ -316,6 +319,9 @@ async def _insert(database: Database, organization: str, email: str, marker: str
             "insert into usage_cell (tenant_id, grain, meter, period_start, dimensions, dimensions_key, quantity,"
             " events, lake_version) values (:tenant, 'hour', 'tool.calls', '2020-02-03T04:00:00Z',"
             " jsonb_build_object('tool', cast(:marker as text)), :marker, 1, 1, 0)",
+            "insert into usage_cell (tenant_id, grain, meter, period_start, dimensions, dimensions_key, quantity,"
+            " events, lake_version) values (:tenant, 'hour', 'llm.tokens.input', '2020-02-03T04:00:00Z',"
+            " jsonb_build_object('model', cast(:marker as text)), :marker, 1, 1, 0)",
             "insert into usage_publication (lake_version, slice, code_version) values (0, 0, 'test')"
             " on conflict do nothing",
         ):
