@@ -149,7 +149,7 @@ class Invoices:
                 async with self._app.reader() as connection:
                     book = await self._books.of(connection, tenant_id)
                     documents = await store.issued(connection)
-                    closed = _by_period(documents)
+                    closed = by_period(documents)
                     edges = edges_of(book.recorded) | closed_edges(closed)
                     pieces, landed = await store.usage(connection, edges)
                     if await store.last_number(connection) == len(documents):
@@ -218,7 +218,8 @@ class Invoices:
         return await issue(connection, document, last, by, dry_run=dry_run)
 
 
-def _by_period(documents: Iterable[Issued]) -> dict[ServicePeriod, list[Issued]]:
+def by_period(documents: Iterable[Issued]) -> dict[ServicePeriod, list[Issued]]:
+    """Documents by what they charge, in their order."""
     found: dict[ServicePeriod, list[Issued]] = {}
     for one in documents:
         found.setdefault(one.period, []).append(one)

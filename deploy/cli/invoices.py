@@ -91,6 +91,20 @@ def register(subparsers: Subparsers) -> None:
     )
     verify.add_argument("number", nargs="?", help="number or id of one document; all where left out")
     verify.add_argument("--tenant", help="slug of the organisation; all where left out")
+    reconcile = of_tenant(
+        command(
+            group,
+            "reconcile",
+            "From the records that landed to what is charged, for a period; exit status 3 where a difference is left",
+            run_reconcile,
+            examples=(
+                "headrace invoices reconcile --tenant acme --period 2026-03",
+                "headrace invoices reconcile --tenant acme --period 2026-03 --csv > march.csv",
+            ),
+        )
+    )
+    reconcile.add_argument("--period", metavar="MONTH", required=True, help="a calendar month (UTC)")
+    reconcile.add_argument("--csv", action="store_true", help="print it as a table for spreadsheets")
     command(
         group,
         "readopt",
@@ -184,6 +198,47 @@ def run_verify(arguments: argparse.Namespace) -> int:
         f"{len(found) - len(differing)} of {len(found)} issued documents compute to what they say, to the last digit"
     )
     return 3 if differing else 0
+
+
+def run_reconcile(arguments: argparse.Namespace) -> int:
+    path = f"/api/v1/billing/reconciliation/{_month(arguments.period)}"
+    if arguments.csv:
+        print(_call(arguments, "TEXT", f"{path}.csv"), end="")
+        return 0
+    found = _call(arguments, "GET", path)
+    if arguments.json:
+        print_json(found)
+        return 0 if found["reconciled"] else 3
+    from rich.console import Console
+    from rich.table import Table
+
+    table, unit = Table("", "", box=None, pad_edge=False, show_header=False), found["money"]["currency"] or ""
+    for name, value in found["records"].items():
+        table.add_row(f"records {name}", str(value))
+    for one in found["usage"]:
+        shown = f"{one['counted']} counted, {one['published']} published, difference {one['difference']}"
+        table.add_row(one["meter"], shown)
+    for name, value in found["money"].items():
+        if name != "currency":
+            table.add_row(name.replace("_", " "), f"{value} {unit}")
+    Console().print(table)
+    print(
+        "reconciled: every difference is zero"
+        if found["reconciled"]
+        else "NOT reconciled: a difference is left"
+    )
+    return 0 if found["reconciled"] else 3
+
+
+def _month(text: str) -> str:
+    """Raises: CommandError."""
+    from core.invoices.periods import PeriodError, month
+
+    try:
+        month(text)
+    except PeriodError as error:
+        raise CommandError(str(error)) from error
+    return text
 
 
 def _tenants(arguments: argparse.Namespace) -> list[str]:

@@ -50,6 +50,7 @@ from services.billing.tenants import Tenants
 from services.billing.trace.events import Events
 from services.billing.trace.lake import Lake
 from services.billing.trace.lines import Lines
+from services.billing.trace.reconcile import Reconciler
 from services.billing.trace.routes import router as trace_router
 from services.common.app import service_app
 from services.common.auth import internal_key, open_identity
@@ -123,6 +124,7 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
                 invariants,
                 Lines(database, invoices, lake),
                 Events(database, system, invoices, lake, live),
+                Reconciler(database, lake),
             )
             app.state.holds = Holds(system)
             LIVE.set_function(lambda: live.is_live)

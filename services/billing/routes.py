@@ -20,6 +20,7 @@ from services.billing.quota import Grain, Quota, question
 from services.billing.tenants import Tenants
 from services.billing.trace.events import Events
 from services.billing.trace.lines import Lines
+from services.billing.trace.reconcile import Reconciler
 from services.common.auth import Principal, require
 from services.common.body import decode, documented, parse, read
 from services.common.idempotency import Repeatable
@@ -42,6 +43,7 @@ class Billing:
     invariants: Invariants
     lines: Lines
     events: Events
+    reconciler: Reconciler
 
 
 def _billing(request: Request) -> Billing:

@@ -47,6 +47,14 @@ async def line(person: Person) -> Response:
     )  # fmt: skip
 
 
+async def reconciliation(person: Person) -> Response:
+    """A month from its records to what is charged for it, as a table for spreadsheets."""
+    month = segment(person.request.path_params["month"])
+    content = await person.call("GET", f"/api/v1/billing/reconciliation/{month}.csv")
+    headers = {"content-disposition": 'attachment; filename="reconciliation.csv"'}
+    return Response(content, media_type="text/csv", headers=headers)
+
+
 async def trace(person: Person) -> Response:
     """What became of one event."""
     query = person.request.query_params
@@ -70,6 +78,7 @@ ROUTES: Final = routes(
     [
         ("GET", "/invoice", draft),
         ("GET", "/trace", trace),
+        ("GET", "/reconciliation/{month}.csv", reconciliation),
         ("GET", "/invoices/{number}/lines/{line}", line),
         ("GET", "/invoices/{number}.csv", sheet),
         ("GET", "/invoices/{number}", show),

@@ -21,7 +21,7 @@ LANGUAGES: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType({"en": en.W
 _TAGS: Final = {"en": "en", "zh": "zh-Hans"}
 _MARKER: Final = re.compile(r"\[(\d{1,3})\]")
 
-_environment: Final = Environment(
+environment: Final = Environment(
     loader=FileSystemLoader(FOLDER / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
@@ -46,7 +46,7 @@ def page(person: Person, template: str, status: int = 200, **values: Any) -> Res
     """A whole page for this person."""
     lang = language(person.request)
     words = LANGUAGES[lang]
-    html = _environment.get_template(template).render(
+    html = environment.get_template(template).render(
         t=words,
         language=_TAGS[lang],
         other="zh" if lang == "en" else "en",
@@ -102,5 +102,5 @@ def number(text: str | int | None) -> str:
         return str(text or "")
 
 
-_environment.filters.update(day=day, number=number)
-_environment.globals.update(with_citations=with_citations, place_of=place_of)
+environment.filters.update(day=day, number=number)
+environment.globals.update(with_citations=with_citations, place_of=place_of)

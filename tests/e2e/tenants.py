@@ -31,7 +31,7 @@ ORGANIZATIONS = "/api/v1/organizations"
 NEUTRAL: Final = {
     "limit", "order", "after", "before", "from", "to", "grain", "meter",
     "start", "end", "name", "queue", "state", "fate", "code", "incomplete", "after_seq", "starting_after", "stream",
-    "provider", "model", "source", "id", "partition", "offset", "topic_id",
+    "provider", "model", "source", "id", "partition", "offset", "topic_id", "period",
 }  # fmt: skip
 """Query parameters that name nothing of anybody's; cursors only bound a list."""
 LOOKUPS: Final = ("sums", "rows", "event", "record", "fates")
@@ -173,6 +173,7 @@ def named(operation: Operation, place: str, side: Side) -> dict[str, list[str]]:
             "hold": [side.marker],
             "invoice": [side.invoice_id],
             "line": ["1"],
+            "month": ["2020-02"],
             "price_fix": [side.price_fix_id],
             **belongings.ways(operation.path, side),
         },

@@ -139,3 +139,76 @@ class Verification(TypedDict):
     slice: int
     price_revision: int
     code_version: str
+
+
+class Records(TypedDict):
+    """landed = duplicates + quarantined + rejected + counted; events = counted - checkpoints - 2 × voids, and as
+    many are in the published cells. Records that could not be read have no time: they belong to the period in
+    which they were received."""
+
+    landed: int
+    duplicates: int
+    quarantined: int
+    rejected: int
+    counted: int
+    checkpoints: int
+    voids: int
+    events: int
+    published: int
+    difference: int
+
+
+class MeterSums(TypedDict):
+    """`counted` from the landed records, `published` from the cells that are billed."""
+
+    meter: str
+    counted: str
+    published: str
+    difference: str
+
+
+class MoneySums(TypedDict):
+    """rated = invoiced + late_usage + price_fixes + not_invoiced + difference. `rated` is what the landed records come
+    to: closed periods at the prices they were last charged at, open usage at those of now."""
+
+    currency: str | None
+    rated: str
+    invoiced: str
+    late_usage: str
+    price_fixes: str
+    not_invoiced: str
+    difference: str
+
+
+class IssuedTotal(TypedDict):
+    number: str
+    reason: str
+    total: str
+
+
+class UnpricedSum(TypedDict):
+    meter: str
+    dimensions: dict[str, str]
+    quantity: str
+
+
+class Span(TypedDict):
+    start: str
+    end: str
+
+
+class Reconciliation(TypedDict):
+    """From the records of a period to what is charged for it. `reconciled` is true where every difference is zero."""
+
+    object: Literal["reconciliation"]
+    tenant: str
+    period: Span
+    reconciled: bool
+    records: Records
+    usage: list[MeterSums]
+    money: MoneySums
+    documents: list[IssuedTotal]
+    unpriced: list[UnpricedSum]
+    generation: int
+    slice: int
+    price_revision: int

@@ -2,10 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Request
+from starlette.responses import JSONResponse, Response
 
+from services.billing.invoices.schemas import month_query
 from services.billing.routes import BillingOf, TenantQuery
 from services.billing.trace import documents
+from services.billing.trace.reconcile import sheet
 from services.common.auth import Principal, require
 from services.common.errors import invalid
 from services.common.paging import DEFAULT_LIMIT, Cursor
@@ -15,6 +18,7 @@ router = APIRouter()
 Reader = Annotated[Principal, Depends(require("billing:read"))]
 InvoiceName = Annotated[str, Path(max_length=64, description="`inv_…`, or a number such as INV-000001.")]
 MOST = 1_000
+CSV = "text/csv"
 
 
 @router.get("/api/v1/billing/invoices/{invoice}/lines/{line}/events", tags=["billing"])
@@ -51,6 +55,33 @@ async def verify_invoice(
     """An issued document computed again from what it names (generation and slice of the usage, revision of the
     prices, version of the code), from the landed records themselves."""
     return await billing.lines.verify(await billing.tenants.resolve(principal, tenant), invoice)
+
+
+@router.get(
+    "/api/v1/billing/reconciliation/{month}",
+    tags=["billing"],
+    response_model=documents.Reconciliation,
+    responses={200: {"content": {CSV: {}}}},
+)
+async def reconcile(
+    request: Request,
+    billing: BillingOf,
+    principal: Reader,
+    month: Annotated[
+        str, Path(max_length=16, description="A month (UTC), such as 2026-03; with `.csv` as a table.")
+    ],
+    tenant: TenantQuery = None,
+) -> Response:
+    """From the records of a month to what is charged for it, every difference shown; as CSV with `.csv` or
+    `Accept: text/csv`."""
+    tenant_id = await billing.tenants.resolve(principal, tenant)
+    name = month.removesuffix(".csv")
+    found = await billing.reconciler.of(tenant_id, month_query(name))
+    about = {"vary": "accept", "cache-control": "private, no-cache"}
+    if name != month or CSV in request.headers.get("accept", ""):
+        about["content-disposition"] = f'attachment; filename="reconciliation-{name}.csv"'
+        return Response(sheet(found), headers=about, media_type=CSV)
+    return JSONResponse(found, headers=about)
 
 
 @router.get("/api/v1/usage/trace", tags=["usage"])

@@ -58,7 +58,7 @@ WORDS: Final = {
     "part_packages": "packages", "part_included": "included", "part_minimum": "up to the minimum",
     "proof": "What this document rests on", "previous": "The document before",
     "proof_how": "From these it can be computed again, to the last digit. The document never changes.",
-    "trace": "What became of an event", "trace_it": "Look", "lines": "Lines", "line_events": "Events of this line",
+    "reconciliation": "Reconciliation", "trace": "What became of an event", "trace_it": "Look", "lines": "Lines", "line_events": "Events of this line",
     "line_verified": "Computed again from these events, prices and rules: the same to the last digit.",
     "line_differs": "Computed again, this line is not the same. Tell the operator: headrace invoices verify.",
     "charged": "Charged", "computed_again": "Computed again", "no_events": "No events.",

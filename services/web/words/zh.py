@@ -58,7 +58,7 @@ WORDS: Final = {
     "part_included": "包含量", "part_minimum": "补足最低消费",
     "proof": "本单据的依据", "previous": "上一份单据",
     "proof_how": "据此可重新计算到最后一位。本单据永不更改。",
-    "trace": "事件去向", "trace_it": "查询", "lines": "行项目", "line_events": "该行的事件",
+    "reconciliation": "对账", "trace": "事件去向", "trace_it": "查询", "lines": "行项目", "line_events": "该行的事件",
     "line_verified": "用这些事件、价格和规则重新计算：分毫不差。",
     "line_differs": "重新计算的结果与该行不同。请告知运维：headrace invoices verify。",
     "charged": "已计费", "computed_again": "重新计算", "no_events": "没有事件。",

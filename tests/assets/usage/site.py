@@ -62,9 +62,12 @@ class Site:
             await log.ensure_topics([TOPICS[schema.TOPIC]])
 
     def send(self, values: Iterable[bytes], *, key: str = "org_a|") -> None:
+        self.append([NewRecord(schema.TOPIC, key.encode(), value) for value in values])
+
+    def append(self, records: Sequence[NewRecord]) -> None:
         async def work() -> None:
             async with open_eventlog(self.eventlog, self.database) as log:
-                await log.append([NewRecord(schema.TOPIC, key.encode(), value) for value in values])
+                await log.append(records)
 
         asyncio.run(work())
 

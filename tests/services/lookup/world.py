@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -55,13 +56,15 @@ class Running:
 
         return asyncio.run(run())
 
+    def headers(self, tenant: str, *, owner: bool = False) -> dict[str, str]:
+        who = Principal(tenant, new_id("usr"), "user", SCOPES, platform_owner=owner)
+        return {HEADER: sign(who, bytes.fromhex(self.environment["HEADRACE_INTERNAL_KEY"]))}
+
     def call(
         self, method: str, path: str, *, tenant: str = "", owner: bool = False, status: int = 200, **more: Any
     ) -> Any:
         """The JSON of an answer with this status (any for 0), as an organisation's own key or the platform's owner."""
-        own = "" if owner else tenant
-        who = Principal(own, new_id("usr"), "user", SCOPES, platform_owner=owner)
-        headers = {HEADER: sign(who, bytes.fromhex(self.environment["HEADRACE_INTERNAL_KEY"]))}
+        headers = self.headers("" if owner else tenant, owner=owner)
         params = {**more.pop("params", {}), **({"tenant": tenant} if owner and tenant else {})}
         answer = httpx2.request(
             method, self.billing + path, headers=headers, params=params, timeout=60, **more
@@ -98,6 +101,8 @@ class World:
     events: dict[tuple[str, str, str], UsageEvent] = field(default_factory=dict)
     fates: dict[tuple[str, str, str], str] = field(default_factory=dict)
     duplicates: int = 0
+    records: Counter[tuple[str, int, str]] = field(default_factory=Counter)
+    """Of (organisation, month of the event, fate): how many were sent."""
 
     def __post_init__(self) -> None:
         self.pick = random.Random(self.seed)
@@ -177,7 +182,11 @@ class World:
         )  # fmt: skip
         key = (tenant, event.source, event.id)
         self.events[key], self.fates[key] = event, "counted"
+        self._note(event, "counted")
         return event
+
+    def _note(self, event: UsageEvent, fate: str) -> None:
+        self.records[event.tenant, event.time.month, fate] += 1
 
     def _mischief(self) -> list[bytes]:
         """Behind an event of the same organisation now and then: it again, it otherwise, a void of it, rubbish."""
@@ -185,14 +194,17 @@ class World:
         event, chance = self.events[key], self.pick.random()
         if chance < 0.05:
             self.duplicates += 1
+            self._note(event, "duplicate")
             return [event.encode()]
         if chance < 0.07:
             other = msgspec.structs.replace(
                 event, data=msgspec.structs.replace(event.data, quantity="7777777")
             )
+            self._note(event, "quarantined")
             return [other.encode()]
         if chance < 0.09:
             self.fates[key] = "voided"
+            self._note(event, "void")
             return [
                 VoidEvent(
                     id=f"v-{event.id}", source="voids", time=event.time, tenant=event.tenant, specversion="1.0",

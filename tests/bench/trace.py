@@ -1,0 +1,132 @@
+"""How long a trace takes, both ways, as the lake grows around it.
+
+    make bench NAME=trace [ARGS="--rows 1000000 --asked 1000"]
+
+Billing and lookup run as services on tables and a folder. A few organisations have a month that was closed,
+adjusted, repriced and adjusted again; lines and events are drawn at random, each answer is checked (the line computes
+again from its events; the event's state is the one that was sent), and a wrong one ends the bench. Then other
+organisations' events of the same month land beside them, slice by slice, and the same is asked again: what they
+cost is what an organisation pays for its neighbours. Wall-clock time of one request after the other.
+"""
+
+import argparse
+import random
+import secrets
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from assets.usage import schema
+from core.settings import CacheSettings
+from deploy.servers.postgres import postgres as postgres_server
+from deploy.servers.valkey import valkey as valkey_server
+from tests.bench import report
+from tests.bench.workload import Workload
+from tests.servers import database_settings, free_port, running
+from tests.services.lookup.world import INVOICES, MARCH, World, history, platform
+
+SLICE = 50_000
+
+
+class Neighbours(Workload):
+    """Usage of other organisations, of March."""
+
+    def __init__(self, slices: int) -> None:
+        super().__init__(schema.TOPIC, SLICE, slices=slices)
+        self._start = MARCH
+
+
+class Asked:
+    """Lines and events of a world, drawn once and asked for whenever."""
+
+    def __init__(self, world: World, number: int) -> None:
+        pick = random.Random(3)
+        self._world = world
+        lines = [
+            (tenant, document["id"], line, document["lines"][line - 1])
+            for tenant in world.tenants
+            for document in world.documents(tenant)
+            for line in range(1, len(document["lines"]) + 1)
+        ]
+        self.lines = pick.choices(lines, k=number)
+        self.events = pick.choices(sorted(world.events), k=number)
+
+    def measure(self) -> tuple[list[float], list[float]]:
+        """Seconds of each trace from lines, and of each from events."""
+        return (
+            [self._timed(lambda one=one: self._line(*one)) for one in self.lines],  # type: ignore[misc]
+            [self._timed(lambda one=one: self._event(*one)) for one in self.events],  # type: ignore[misc]
+        )
+
+    def _timed(self, work: Callable[[], None]) -> float:
+        before = time.perf_counter()
+        work()
+        return time.perf_counter() - before
+
+    def _line(self, tenant: str, document: str, line: int, said: Any) -> None:
+        page = self._world.on.call("GET", f"{INVOICES}/{document}/lines/{line}/events", tenant=tenant)
+        if not page["proof"]["verified"] or page["proof"]["recomputed"]["amount"] != said["amount"]:
+            raise SystemExit(f"{document}:{line} does not compute to what it says: {page['proof']}")
+
+    def _event(self, tenant: str, source: str, event_id: str) -> None:
+        params = {"source": source, "id": event_id}
+        found = self._world.on.call("GET", "/api/v1/usage/trace", tenant=tenant, params=params)
+        fate = self._world.fates[tenant, source, event_id]
+        expected = {"invoiced", "not_invoiced", "unpriced"} if fate == "counted" else {fate}
+        if found["state"] not in expected:
+            raise SystemExit(f"{source} {event_id} is {found['state']}, not {fate}")
+
+
+def p95(seconds: Sequence[float]) -> float:
+    return statistics.quantiles(seconds, n=20)[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000, help="events of neighbours in the large lake")
+    parser.add_argument("--asked", type=int, default=1_000, help="lines and events asked for, each")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder, password = Path(name), secrets.token_hex(16)
+        ports = free_port(), free_port()
+        stack.enter_context(running(postgres_server(folder / "pg", ports[0], password), folder / "pg.log"))
+        stack.enter_context(
+            running(valkey_server(folder / "cache", ports[1], password), folder / "cache.log")
+        )
+        cache = CacheSettings(cache_url=f"redis://127.0.0.1:{ports[1]}/0", cache_password=password)
+        (folder / "lake").mkdir()
+        database = database_settings(ports[0], password)
+        on = stack.enter_context(platform(folder / "lake", database, cache))
+        world = history(on)
+        asked = Asked(world, arguments.asked)
+        small = asked.measure()
+        workload = Neighbours(arguments.rows // SLICE)
+        for number in range(1, arguments.rows // SLICE + 1):
+            on.site.append(workload.slice(number))
+            on.site.carry()
+            print(f"{number * SLICE} events of neighbours", flush=True)
+        large = asked.measure()
+        figures: dict[str, Any] = {
+            "lines_and_events_asked": arguments.asked,
+            "rows_of_small_lake": len(world.events) + world.duplicates,
+            "rows_of_large_lake": len(world.events) + world.duplicates + arguments.rows,
+        }
+        for size, found in (("small", small), ("large", large)):
+            for way, seconds in zip(("line", "event"), found, strict=True):
+                figures[f"{way}_in_{size}_lake"] = {
+                    "p50_ms": round(statistics.median(seconds) * 1000),
+                    "p95_ms": round(p95(seconds) * 1000),
+                }
+        ratios = {
+            "line_p95_large_to_small": p95(large[0]) / p95(small[0]),
+            "event_p95_large_to_small": p95(large[1]) / p95(small[1]),
+        }
+        report.write("trace", ratios, figures)
+
+
+if __name__ == "__main__":
+    main()
