@@ -319,4 +319,5 @@ def fates(lake: Lake, tenant: str, last: int, since: datetime, until: datetime) 
     if rows is None:
         return pl.DataFrame(schema=types)
     summed = rows.group_by("fate", "code", "kind").agg(records=pl.len().cast(pl.Int64))
-    return summed.select(types).sort("fate", "kind", "code").collect(engine="streaming")
+    found = summed.select(pl.col(name).cast(kind) for name, kind in types.items())
+    return found.sort("fate", "kind", "code").collect(engine="streaming")

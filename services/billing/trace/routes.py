@@ -10,7 +10,7 @@ from services.billing.routes import BillingOf, TenantQuery
 from services.billing.trace import documents
 from services.billing.trace.reconcile import sheet
 from services.common.auth import Principal, require
-from services.common.errors import invalid
+from services.common.errors import invalid, not_found
 from services.common.paging import DEFAULT_LIMIT, Cursor
 
 router = APIRouter()
@@ -29,10 +29,9 @@ async def line_events(
         str, Path(max_length=64, description="`inv_…`, a number such as INV-000001, or `draft`.")
     ],
     line: Annotated[
-        int,
+        str,
         Path(
-            ge=1,
-            le=1_000_000,
+            max_length=7,
             description="From 1, in the order of the document; of the draft adjustments follow the lines.",
         ),
     ],
@@ -45,7 +44,9 @@ async def line_events(
     """The events that a line charges, with their coordinates, in the order they landed; of an adjustment for late
     usage those that came since. With the first page the line is computed again from them: `proof`."""
     tenant_id = await billing.tenants.resolve(principal, tenant)
-    return await billing.lines.events(tenant_id, invoice, line, after, limit)
+    if not (line.isascii() and line.isdigit()):
+        raise not_found("line")
+    return await billing.lines.events(tenant_id, invoice, int(line), after, limit)
 
 
 @router.get("/api/v1/billing/invoices/{invoice}/verification", tags=["billing"])
