@@ -76,9 +76,19 @@ def begin(
     Args:
         first, last: slices that will be read again.
         price_revision: of the book that the report charges with; the newest where None.
+
+    Raises:
+        ReplayError: there are no such slices.
     """
     with _cursor(database) as cursor:
         cursor.execute("select pg_advisory_xact_lock(%s)", (LOCK,))
+        cursor.execute("select coalesce(max(slice), 0) from usage_publication")
+        (newest,) = cursor.fetchone()
+        if not 1 <= first <= min(newest, newest if last is None else last):
+            until = "the end" if last is None else f"slice {last}"
+            raise ReplayError(
+                f"there is nothing from slice {first} to {until}: published are slices 1 to {newest}"
+            )
         cursor.execute(
             "insert into usage_generation (generation, made_from, first_slice, last_slice, code_version, price_revision, "
             "begun_by) select coalesce(max(g.generation), 1) + 1, "

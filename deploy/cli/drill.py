@@ -18,6 +18,7 @@ def register(subparsers: Subparsers) -> None:
         "Prove what survives failures",
         examples=(
             "headrace drill usage",
+            "headrace drill conservation --records 1000000",
             "headrace drill usage-kill",
             "headrace drill runs --profile stack --json runs.json",
         ),
@@ -28,6 +29,9 @@ def register(subparsers: Subparsers) -> None:
     what = "SIGKILL workers at every named point of the usage path and at random, two at a time, and compare content hashes"
     parser = _parser(group, "usage", what, usage)
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="at random moments (default 100)")
+    what = "Land generated records with repetitions, conflicts, late and unreadable ones, and hold every fate and cell against a plain reading of them"
+    parser = _parser(group, "conservation", what, conservation)
+    parser.add_argument("--records", type=int, default=1_000_000, metavar="N", help="default 1,000,000")
     what = "Kill one and drain the other of two agents, WebSocket gateways and gateways under conversations"
     parser = _parser(group, "runs", what, conversations)
     parser.add_argument(
@@ -95,6 +99,30 @@ def usage(arguments: argparse.Namespace) -> int:
         arguments,
         lambda folder: drill(
             folder, arguments.profile, arguments.port_base, arguments.kills, arguments.seed, note
+        ),
+        show,
+    )
+
+
+def conservation(arguments: argparse.Namespace) -> int:
+    from deploy.drill.conservation import drill
+
+    def show(report: dict[str, Any]) -> str:
+        print(
+            f"records   {report['records']} of {report['tenants']} tenants in {report['partitions']} partitions"
+        )
+        print(f"fates     {report['fates']}, {report['late']} of the counted days late")
+        print(
+            f"cells     {report['hourly_cells']} hourly and {report['daily_cells']} daily, equal to the last digit"
+        )
+        print(f"listed    {report['listed']} records that were not counted, each at its offset")
+        print(f"time      {report['seconds']:.0f} s for {report['slices']} slices, published and purged")
+        return ""
+
+    return _carry_out(
+        arguments,
+        lambda folder: drill(
+            folder, arguments.profile, arguments.port_base, arguments.records, arguments.seed, note
         ),
         show,
     )

@@ -8,6 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import psycopg2
+
+from core.eventlog.api import LogUnavailableError
 from deploy import cli
 from deploy.cli.frame import CommandError, note
 from deploy.installation import InstallationError
@@ -42,6 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = parsed.run(parsed)
     except (CommandError, InstallationError, AlreadyRunningError) as error:
         note(f"headrace: {error}")
+        return 1
+    except (psycopg2.OperationalError, LogUnavailableError) as error:
+        what = "the event log" if isinstance(error, LogUnavailableError) else "PostgreSQL"
+        note(
+            f"headrace: {what} does not answer; start the platform with `headrace up`, or see `headrace status`"
+        )
         return 1
     except BrokenPipeError:  # `headrace logs | head`
         sys.stderr.close()

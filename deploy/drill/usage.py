@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from core.contracts.usage import UsageData, UsageEvent
 from core.crash import VARIABLE, Point
 from core.database import Database, dsn
 from core.eventlog import open_eventlog
-from core.eventlog.api import NewRecord
+from core.eventlog.api import NewRecord, UnknownTopicError
 from core.lake import Lake
 from core.lake.objects import named
 from core.objects import open_objects
@@ -81,6 +81,10 @@ class Stand:
     eventlog: EventLogSettings
     objects: ObjectSettings
     folder: Path
+    partitions: int = TOPICS[schema.TOPIC].partitions
+    most: int = MOST
+    patience: float = PATIENCE
+    """Seconds that a worker may take for all that is owed."""
 
     def lake(self) -> Lake:
         return usage_lake(self.objects, self.database)
@@ -97,9 +101,9 @@ class Stand:
             for bucket in ("lake", BUCKET):
                 await objects.ensure_bucket(bucket, versioned=False)
         async with open_eventlog(self.eventlog, self.database) as log:
-            await log.ensure_topics([TOPICS[schema.TOPIC]])
-            await log.delete_topic(schema.TOPIC)
-            await log.ensure_topics([TOPICS[schema.TOPIC]])
+            with suppress(UnknownTopicError):
+                await log.delete_topic(schema.TOPIC)
+            await log.ensure_topics([replace(TOPICS[schema.TOPIC], partitions=self.partitions)])
         system = Database(self.database, role="system")
         try:
             async with system.writer() as connection:
@@ -130,7 +134,7 @@ class Stand:
         }
         with log.open("a") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.drill.worker", str(MOST)],
+                [sys.executable, "-m", "deploy.drill.worker", str(self.most)],
                 env=environment, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, text=True,
             )  # fmt: skip
         try:
@@ -146,7 +150,7 @@ class Stand:
 
     def finish(self, process: subprocess.Popen[str]) -> None:
         """Raises: DrillError where the worker does not end well."""
-        if process.wait(PATIENCE) != 0:
+        if process.wait(self.patience) != 0:
             raise DrillError(f"a worker ended with {process.returncode}: {tail(self.folder / 'workers.log')}")
 
     def calm(self) -> None:

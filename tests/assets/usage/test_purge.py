@@ -13,6 +13,8 @@ import pytest
 from assets.usage import purge as purging
 from assets.usage import schema
 from assets.usage.objects import recorded
+from assets.usage.progress import published_slice
+from assets.usage.proof import prove
 from assets.usage.purge import BeyondEvidenceError, Permit, Purged, is_due, plan, purge
 from core import crash
 from core.eventlog.api import TopicChangedError
@@ -64,7 +66,7 @@ def flip(position: int) -> Callable[[bytes], bytes]:
     return change
 
 
-def test_what_is_proven_goes_and_the_answer_is_written_down(site: Site) -> None:
+def test_5_what_is_proven_goes_and_the_answer_is_written_down(site: Site) -> None:
     fill(site, slices=3)
     ends, cells = highs(site), site.cells()
     assert is_due(site.lake(), site.eventlog, site.database, lag=NOW)
@@ -78,6 +80,9 @@ def test_what_is_proven_goes_and_the_answer_is_written_down(site: Site) -> None:
     assert evidence["rollup_sha256"] == proof.rollup
     assert {each["sha256"] for each in evidence["objects"]} <= {each.sha256 for each in proof.objects}
     assert not is_due(site.lake(), site.eventlog, site.database, lag=NOW)
+    # The log has nothing left of it; the objects alone give the sums that are billed.
+    again = prove(site.lake(), recorded(site.lake(), site.database), 1, published_slice(site.database))
+    assert (again.rollup, again.holds) == (proof.rollup, True)
     assert go(site).lows == {}
     fill(site, slices=1, first=50)
     assert site.cells() != cells
@@ -118,7 +123,7 @@ def test_a_hold_stops_what_it_covers(site: Site) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 200, 1000, -100, -1])
-def test_one_byte_that_changed_refuses_the_partitions_of_its_object(site: Site, position: int) -> None:
+def test_5_one_byte_that_changed_refuses_the_partitions_of_its_object(site: Site, position: int) -> None:
     """Check 5: whatever the byte is part of: a value, a statistic, the name of the program that wrote it."""
     fill(site, slices=2)
     second = recorded(site.lake(), site.database)[1]
@@ -136,7 +141,7 @@ def test_one_byte_that_changed_refuses_the_partitions_of_its_object(site: Site, 
     assert log_of(site) == []
 
 
-def test_partitions_without_the_broken_object_go_on_up_to_it(site: Site) -> None:
+def test_5_partitions_without_the_broken_object_go_on_up_to_it(site: Site) -> None:
     fill(site, slices=1)
     ends = highs(site)
     site.send([event(1000 + number) for number in range(3)], key="org_z|")
@@ -248,13 +253,13 @@ GOOD = Permit("t", 0, low=3, before=7, proven=8, high=9)
         {"before": 7.0}, {"before": True}, {"before": "7"}, {"before": None},
     ],
 )  # fmt: skip
-def test_no_permit_is_beyond_its_evidence(change: dict[str, Any]) -> None:
+def test_5_no_permit_is_beyond_its_evidence(change: dict[str, Any]) -> None:
     """-1 is Kafka's word for all; nothing above what was proven or above the log's end."""
     with pytest.raises((BeyondEvidenceError, TypeError)):
         replace(GOOD, **change)
 
 
-def test_the_database_refuses_an_intent_beyond_its_evidence(site: Site) -> None:
+def test_5_the_database_refuses_an_intent_beyond_its_evidence(site: Site) -> None:
     insert = (
         "insert into usage_purge (topic_id, partition, low_before, before_offset, proven_offset, high, evidence) "
         "values ('t', 0, %s, %s, %s, %s, '{}')"
@@ -264,7 +269,7 @@ def test_the_database_refuses_an_intent_beyond_its_evidence(site: Site) -> None:
             site.sql(insert, values)
 
 
-def test_records_are_deleted_in_one_place_only() -> None:
+def test_5_records_are_deleted_in_one_place_only() -> None:
     """Everybody who calls `purge` of the event log, in the whole platform."""
     root = Path(__file__).parents[3]
     callers = {
