@@ -32,6 +32,10 @@ def milvus_lite(data: Path, port: int) -> Component:
             "PYTHONUNBUFFERED": "1",
             # searches of one tenant are small: threads of their own only fight over the cores
             "OMP_NUM_THREADS": "1",
+            # What was written last is searched row by row, and its words are indexed anew for each search: below the
+            # default of 128 MB that is everything. 1,850 passages took 0.60 CPU-seconds a search by words, 0.03 with
+            # this; by meaning 0.17, then 0.02.
+            "MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": "300000",
             # a client that pings too often is no news
             "GRPC_VERBOSITY": "NONE",
         },

@@ -162,7 +162,9 @@ def ndcg(ranking: Sequence[str], gains: Mapping[str, float]) -> float:
 
 def measure(collection: Collection, vectors: Vectors, model: EmbeddingModel) -> dict[str, float]:
     totals = dict.fromkeys(("dense", "lexical", "hybrid"), 0.0)
-    for question, gains in collection.questions:
+    for number, (question, gains) in enumerate(collection.questions, 1):
+        if number % 100 == 0:
+            say(f"{collection.name}: {number} of {len(collection.questions)} questions")
         vector = model.query(question).tolist()
         near = vectors.dense(TENANT, vector, CANDIDATES, [collection.name])
         wordy = vectors.lexical(TENANT, terms(question), CANDIDATES, [collection.name])
