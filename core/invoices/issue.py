@@ -12,7 +12,9 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from core import crash
 from core.clock import now, rfc3339
+from core.crash import Point
 from core.database import Database, tenant
 from core.ids import new_id
 from core.invoices import difference, periods, store
@@ -137,6 +139,7 @@ class Invoices:
             else:
                 raise _busy()
             if outcome is not None:
+                crash.here(Point.ADJUSTING)
                 found.append(outcome)
         if any(outcome.fresh for outcome in found):
             await self._archive.copy_soon(tenant_id)

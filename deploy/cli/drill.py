@@ -87,11 +87,12 @@ def usage(arguments: argparse.Namespace) -> int:
     from deploy.drill.usage import drill
 
     def show(report: dict[str, Any]) -> str:
-        for name in ("facts", "cells", "fates", "snapshot"):
+        for name in ("facts", "cells", "fates", "snapshot", "invoices"):
             calm, storm = report["calm"][name], report["storm"][name]
             print(f"{name:9} {calm[:16]}  {storm[:16]}  {'equal' if calm == storm else 'DIFFERENT'}")
         print(f"points    {len(report['points'])}, each reached and killed at; then two runners at once")
         print(f"kills     {report['random_kills']} at random moments, {report['records']} records")
+        print(f"billing   {report['billing_kills']} killed; documents: {report['invoices']}")
         print(f"purges    {report['purges']['intended']} intended, {report['purges']['done']} done")
         return "" if report["equal"] else "contents differ"
 

@@ -1,5 +1,6 @@
 """What must be the same after a storm as in a calm: content, without versions, offsets and ids."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from assets.usage import schema
 from assets.usage.transform import COUNTED
 from core.content import digest
 from core.database import dsn
+from core.invoices.document import decode
 from core.lake import Lake
 from core.settings import DatabaseSettings
 
@@ -59,6 +61,19 @@ def snapshot(path: Path, tenant: str | None) -> str:
         return digest(rows)
     finally:
         connection.close()
+
+
+def issued(documents: Iterable[tuple[str, bytes]]) -> str:
+    """Issued documents by tenant, in their order: what they charge, without numbers, times, slices and versions."""
+    rows = []
+    for tenant, each in documents:
+        said = decode(each)
+        lines = sorted(
+            (one.meter, sorted(one.dimensions.items()), one.quantity, one.unit_price, one.per, one.amount_unrounded, one.amount)
+            for one in said.lines
+        )  # fmt: skip
+        rows.append((tenant, said.object, said.reason, said.currency, said.unrounded, said.total, str(lines)))
+    return digest(rows)
 
 
 def invoice(draft: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The drill of the usage path: workers die at every named point and at random ones, two at a time.
 
 The same records go through a calm installation and through a storm. Facts with their fates, published cells,
-conservation, the snapshot and the draft charges in it must have the same content hash in both.
+conservation, the snapshot and the draft charges in it, and issued invoices with their adjustments must have the
+same content hash in both.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import polars as pl
 import psycopg2
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from assets.usage import schema
 from assets.usage.generation import usage_lake
@@ -30,10 +32,12 @@ from core.crash import VARIABLE, Point
 from core.database import Database, dsn
 from core.eventlog import open_eventlog
 from core.eventlog.api import NewRecord, UnknownTopicError
+from core.invoices.archive import BUCKET as INVOICES
 from core.lake import Lake
 from core.lake.objects import named
 from core.objects import open_objects
 from core.prices import DEFAULT_FILE, read_file, record
+from core.rating import ServicePeriod
 from core.settings import DatabaseSettings, EventLogSettings, ObjectSettings, Settings
 from core.snapshots import BUCKET, fetch_latest
 from core.topology import TOPICS
@@ -49,8 +53,11 @@ PUBLISHED = (
 )  # fmt: skip
 MOST = 120
 """Records of a slice, so that a portion is several."""
-PATIENCE = 180.0
+PATIENCE = 600.0
 PORTION = 160
+BILLERS = 4
+"""So many die while they close the period."""
+ORGANISATIONS = tuple(f"org_00000000-0000-7000-8000-00000000000{number}" for number in range(3))
 TRIES = 5
 """So often a worker is sent to a point that it may miss: a commit takes about a millisecond."""
 
@@ -94,7 +101,14 @@ class Stand:
         self.folder.mkdir(parents=True, exist_ok=True)
         asyncio.run(self._reset())
         self.sql(f"truncate {', '.join(PUBLISHED)}", role="owner")
-        self.sql(f"delete from object_version where bucket = '{BUCKET}'")
+        self.sql(f"delete from object_version where bucket in ('{BUCKET}', '{INVOICES}')")
+        # Nobody can take back what was issued, so the guard is taken off: calm and storm share a database.
+        self.sql(
+            "alter table invoice disable trigger issued_never_truncated; "
+            "truncate invoice, invoice_copy, invoice_sequence; "
+            "alter table invoice enable trigger issued_never_truncated",
+            role="owner",
+        )
 
     async def _reset(self) -> None:
         async with open_objects(self.objects, self.database) as objects:
@@ -108,6 +122,14 @@ class Stand:
         try:
             async with system.writer() as connection:
                 await record(connection, read_file(DEFAULT_FILE))
+                for tenant_id in ORGANISATIONS:
+                    await connection.execute(
+                        text(
+                            "insert into organisation (id, slug, name, plan) values (:id, :slug, 'Drill', 'free') "
+                            "on conflict do nothing"
+                        ),
+                        {"id": tenant_id, "slug": tenant_id.replace("_", "-")},
+                    )
         finally:
             await system.close()
 
@@ -118,13 +140,29 @@ class Stand:
 
         asyncio.run(work())
 
-    @contextmanager
-    def worker(self, *, crash: str = "", machine: int = 1) -> Iterator[subprocess.Popen[str]]:
+    def worker(self, *, crash: str = "", machine: int = 1) -> AbstractContextManager[subprocess.Popen[str]]:
         """A worker that has begun; it is killed at the end where it still works.
 
         Args:
             machine: each has its own identity index.
         """
+        return self._process(["deploy.drill.worker", str(self.most)], crash, machine)
+
+    def biller(
+        self, period: ServicePeriod, *, crash: str = ""
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
+        """One that closes and adjusts a period of all organisations, as `worker`."""
+        edges = (period.start.isoformat(), period.end.isoformat())
+        return self._process(["deploy.drill.biller", *edges, *ORGANISATIONS], crash, 1)
+
+    def bill(self, period: ServicePeriod) -> None:
+        """Two at once close and adjust a period."""
+        with self.biller(period) as one, self.biller(period) as other:
+            self.finish(one)
+            self.finish(other)
+
+    @contextmanager
+    def _process(self, command: list[str], crash: str, machine: int) -> Iterator[subprocess.Popen[str]]:
         log = self.folder / "workers.log"
         environment = {
             **variables(self.database, self.eventlog, self.objects),
@@ -134,7 +172,7 @@ class Stand:
         }
         with log.open("a") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.drill.worker", str(self.most)],
+                [sys.executable, "-m", *command],
                 env=environment, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, text=True,
             )  # fmt: skip
         try:
@@ -183,12 +221,13 @@ class Stand:
 @dataclass(frozen=True, slots=True)
 class Contents:
     """Content hashes: of all rows with their fates, of published cells, of fates by tenant and partition, of
-    the newest snapshot with its charges."""
+    the newest snapshot with its charges, of issued invoices and their adjustments."""
 
     facts: str
     cells: str
     fates: str
     snapshot: str
+    invoices: str
 
 
 def contents(stand: Stand) -> Contents:
@@ -212,6 +251,12 @@ def contents(stand: Stand) -> Contents:
             )
         ),
         content.snapshot(path, None),
+        content.issued(
+            (tenant_id, bytes(document))
+            for tenant_id, document in stand.sql(
+                "select tenant_id, document from invoice order by tenant_id, number"
+            )
+        ),
     )
 
 
@@ -230,7 +275,7 @@ def stream(seed: int, count: int, *, first: int = 0) -> list[NewRecord]:
         if roll < 0.1 and records:
             records.append(pick.choice(records))
             continue
-        tenant, subject = f"org_{pick.randrange(3)}", f"cus_{pick.randrange(40)}"
+        tenant, subject = ORGANISATIONS[pick.randrange(3)], f"cus_{pick.randrange(40)}"
         age = timedelta(days=500) if roll > 0.98 else timedelta(minutes=pick.randrange(2 * 24 * 60))
         event = UsageEvent(
             id=f"e{number}", source="s", time=now - age, tenant=tenant, type="headrace.usage.v1",
@@ -298,6 +343,43 @@ def at_random(stand: Stand, portions: Iterator[Sequence[NewRecord]], kills: int,
     return killed
 
 
+def just_over() -> ServicePeriod:
+    """The three days before the hour that runs: whatever `stream` makes falls into it, or comes late into it."""
+    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    return ServicePeriod(end - timedelta(days=3), end)
+
+
+def close_at_random(stand: Stand, period: ServicePeriod, seed: int, say: Say) -> int:
+    """Billers die while they close a period, then two at once close it; returns how many died."""
+    pick, killed = random.Random(seed), 0  # noqa: S311 - repeatable
+    for _ in range(BILLERS):
+        with stand.biller(period) as one:
+            try:
+                one.wait(pick.uniform(0, 0.5))
+            except subprocess.TimeoutExpired:
+                one.kill()
+                killed += 1
+    stand.bill(period)
+    say(f"killed {killed} billers; two at once closed the period")
+    return killed
+
+
+def adjust_and_die(stand: Stand, period: ServicePeriod, say: Say) -> int:
+    """A biller dies right after it has posted an adjustment; two at once find what is left. Returns 1.
+
+    Raises:
+        DrillError: it did not die there: there was nothing to adjust.
+    """
+    with stand.biller(period, crash=Point.ADJUSTING) as one:
+        code = one.wait(PATIENCE)
+    if code != -signal.SIGKILL:
+        raise DrillError(f"{Point.ADJUSTING}: the biller ended with {code} instead of dying there")
+    stand.bill(period)
+    stand.bill(period)
+    say(f"killed at {Point.ADJUSTING}; two billers at once posted the rest")
+    return 1
+
+
 def carry_out(calm: Stand, storm: Stand, kills: int, seed: int, say: Say) -> dict[str, Any]:
     """The storm, then the same records in a calm; both stands may share their servers, one after the other.
 
@@ -318,20 +400,28 @@ def carry_out(calm: Stand, storm: Stand, kills: int, seed: int, say: Say) -> dic
             yield portion
 
     storm.reset()
-    supply = portions()
+    period, supply = just_over(), portions()
     points = at_points(storm, supply, say)
+    billing = close_at_random(storm, period, seed, say)
+    closed = len(sent)
     killed = at_random(storm, supply, kills, seed, say)
+    billing += adjust_and_die(storm, period, say)
     found = contents(storm)
     purged = storm.sql("select count(*), count(done_at) from usage_purge")[0]
+    storm_invoices = dict(storm.sql("select reason, count(*) from invoice group by reason"))
     say(f"storm over: {len(points)} points, {killed} random kills, {len(sent)} records; now the calm")
     calm.reset()
-    calm.send(sent)
-    calm.calm()
+    for part in (sent[:closed], sent[closed:]):
+        calm.send(part)
+        calm.calm()
+        calm.bill(period)
     expected = contents(calm)
     return {
         "seed": seed,
         "points": points,
         "random_kills": killed,
+        "billing_kills": billing,
+        "invoices": storm_invoices,
         "records": len(sent),
         "purges": {"intended": purged[0], "done": purged[1]},
         "calm": asdict(expected),
