@@ -197,6 +197,10 @@ def _usage() -> Iterable[Holding]:
     t, unlink = _table, Erasure.UNLINK
     yield t("public.usage_cell", "tenant_id grain meter period_start dimensions dimensions_key quantity events lake_version",
             "published sums of a tenant")  # fmt: skip
+    yield t("public.usage_element", "tenant_id meter period_start dimensions dimensions_key quantity events lake_version",
+            "what cells of meters that cannot be added up consist of")  # fmt: skip
+    yield t("public.usage_element", "element", "of a unique count: pseudonymous ids of the tenant's own customers", "element",
+            _ROWS, "usage", erasure=unlink)  # fmt: skip
     yield t("public.usage_conservation",
             "tenant_id topic_id partition block landed counted duplicates quarantined rejected voids checkpoints lake_version",
             "fates of records")  # fmt: skip

@@ -10,12 +10,14 @@ from datetime import datetime
 import polars as pl
 
 from assets.usage import schema
+from assets.usage.elements import cells
 from assets.usage.folding import fold
-from assets.usage.rollup import EVENT_COLUMNS, ROWS_AT_ONCE, hourly_partials, rolled_slice
+from assets.usage.rollup import ROWS_AT_ONCE, event_rows, hourly_partials, rolled_slice
 from core.lake import Lake
 from core.lake.read import read, spans
 
 KEYS = ("tenant", "meter", "hour", "dimensions")
+ROWS = (*KEYS, "element", "quantity", "events")
 
 
 class NotYetKnownError(LookupError):
@@ -32,6 +34,34 @@ def cells_as_of(
 ) -> pl.DataFrame:
     """Absolute hourly cells of slices 1 to `last`, whatever landed, was folded or compacted since.
 
+    Args: as for `rows_as_of`.
+
+    Returns:
+        tenant, meter, hour, dimensions, quantity (38 digits, 9 of them behind the point), events; one row a
+        cell, sorted by hour, tenant, meter, dimensions.
+
+    Raises:
+        NotYetKnownError: the lake ends before slice `last`.
+        AggregationChangedError: a meter's usage was rolled up by another aggregation than it has now.
+    """
+    return cells_of(rows_as_of(lake, last, tenant=tenant, since=since, until=until))
+
+
+def cells_of(rows: pl.DataFrame) -> pl.DataFrame:
+    """The cells that rows of `rows_as_of` are, sorted."""
+    return cells(rows, KEYS).select(*KEYS, "quantity", "events").sort("hour", "tenant", "meter", "dimensions")
+
+
+def rows_as_of(
+    lake: Lake,
+    last: int,
+    *,
+    tenant: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> pl.DataFrame:
+    """What the cells of slices 1 to `last` are made of: sums, or elements with their events.
+
     Where `last` lies inside a folded block (at most 256 slices), the block's slices up to `last` are rolled
     up again from `usage_events`.
 
@@ -41,8 +71,7 @@ def cells_as_of(
         since, until: only of hours in [since, until).
 
     Returns:
-        tenant, meter, hour, dimensions, quantity (38 digits, 9 of them behind the point), events; one row a
-        cell, sorted by hour, tenant, meter, dimensions.
+        tenant, meter, hour, dimensions, element, quantity, events; one row a cell, or an element of one.
 
     Raises:
         NotYetKnownError: the lake ends before slice `last`.
@@ -53,7 +82,7 @@ def cells_as_of(
     types = {name: schema.HOURLY_SCHEMA[name] for name in schema.CELL_COLUMNS}
     handle = lake.open(schema.HOURLY)
     if handle is None:
-        return _sorted(pl.DataFrame(schema=types))
+        return pl.DataFrame(schema=types).select(ROWS)
     wanted = _wanted(tenant, since, until)
     rows = read(
         lake, schema.HOURLY, handle, types,
@@ -63,7 +92,7 @@ def cells_as_of(
     begins = _first_of_block(lake, last)
     if begins <= last:
         whole = pl.concat([whole, *_again(lake, begins, last, wanted)])
-    return _sorted(fold(whole))
+    return fold(whole).select(ROWS)
 
 
 def _wanted(tenant: str | None, since: datetime | None, until: datetime | None) -> pl.Expr:
@@ -99,14 +128,8 @@ def _again(lake: Lake, first: int, last: int, wanted: pl.Expr) -> list[pl.DataFr
     assert handle is not None
     parts = []
     for low, high in spans(handle, "slice", first, last, rows=ROWS_AT_ONCE):
-        rows = read(
-            lake, schema.EVENTS, handle, EVENT_COLUMNS,
-            where=pl.col("slice").is_between(low, high), within=("slice", low, high),
-        )  # fmt: skip
-        cells = hourly_partials(rows).filter(pl.col("kind") == schema.CELL).filter(wanted)
-        parts.append(cells.select(schema.CELL_COLUMNS))
+        partials = hourly_partials(event_rows(lake, handle, low, high))
+        parts.append(
+            partials.filter(pl.col("kind") == schema.CELL).filter(wanted).select(schema.CELL_COLUMNS)
+        )
     return parts
-
-
-def _sorted(cells: pl.DataFrame) -> pl.DataFrame:
-    return cells.select(*KEYS, "quantity", "events").sort("hour", "tenant", "meter", "dimensions")

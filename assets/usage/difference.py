@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from assets.usage import schema
-from assets.usage.asof import KEYS, cells_as_of
-from assets.usage.snapshot import charges
+from assets.usage.asof import KEYS, cells_of, rows_as_of
+from assets.usage.snapshot import charges, rateable
 from core.decimals import EXACT, canonical
 from core.lake import Lake
 from core.lake.read import read, spans
@@ -69,13 +69,13 @@ def difference(
         if sum(map(len, samples)) < SAMPLES:
             samples.append(changed.select(*PLACE, *groups).head(SAMPLES))
     events = pl.concat(summed).group_by(pl.exclude("records")).agg(pl.col("records").sum())
-    before, after = cells_as_of(old, through), cells_as_of(new, through)
+    before, after = rows_as_of(old, through), rows_as_of(new, through)
     return Difference(
         through,
         events.sort("records", "tenant", descending=[True, False]),
         pl.concat(samples).head(SAMPLES),
-        _cells(before, after),
-        _charges(before, after, prices, new_prices),
+        _cells(cells_of(before), cells_of(after)),
+        _charges(rateable(before), rateable(after), prices, new_prices),
     )
 
 

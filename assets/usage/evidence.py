@@ -7,11 +7,13 @@ import polars as pl
 
 from assets.slices.losses import Loss, losses, with_lost
 from assets.usage import schema
+from assets.usage.elements import weighted
 from assets.usage.originals import PLACE, rows_at
 from assets.usage.rollup import ROWS_AT_ONCE
 from assets.usage.transform import COUNTED
 from core.lake import Lake
 from core.lake.read import read, spans
+from core.meters import METERS, Aggregation, names
 from core.topology import TOPICS
 
 FATE = ["topic_id", "partition", "tenant"]
@@ -25,8 +27,8 @@ class Evidence:
     conservation: topic_id, partition, tenant; landed (rows), first_offset, end_offset, records and lost of
     the partition (all tenants), counted_voids and counted_checkpoints (rows) beside counted, duplicates,
     quarantined, rejected, voids, checkpoints (fates).
-    billed: tenant, meter; records (counted usage less effective voids) and record_quantity beside events
-    and quantity (cells).
+    billed: tenant, meter; records (counted usage less effective voids) and record_quantity (what they add up
+    to: of a count the records, of a weighted sum the products) beside events and quantity (cells).
     voids: partition, offset, tenant, meter, dimensions, event_time, quantity of each counted void beside what
     the row says that it takes out (`original_*`; nulls where there is no such counted usage).
     """
@@ -52,14 +54,19 @@ def evidence(lake: Lake, first: int, last: int) -> Evidence:
             where=pl.col("slice").is_between(first, last), within=("slice", first, last), part={"kind": kind},
         )  # fmt: skip
     first = min([first, *rolled[schema.FATE]["since"], *rolled[schema.CELL]["since"]])
-    names = ("partition", "offset", "topic_id", "tenant", "meter", "quantity", "fate", "kind")
-    wanted = {name: schema.EVENTS_SCHEMA[name] for name in names}
+    columns_read = ["partition", "offset", "topic_id", "tenant", "meter", "quantity", "fate", "kind"]
+    if weighing := names(Aggregation.WEIGHTED_SUM):
+        columns_read.append("dimensions")
+    wanted = {name: schema.EVENTS_SCHEMA[name] for name in columns_read}
     parts = []
     for low, high in spans(events, "slice", first, last, rows=ROWS_AT_ONCE):
         rows = read(
             lake, schema.EVENTS, events, wanted,
             where=pl.col("slice").is_between(low, high), within=("slice", low, high),
-        ).with_columns(pl.col("topic_id", "tenant", "meter", "fate", "kind").cast(pl.Categorical))  # fmt: skip
+        )  # fmt: skip
+        rows = _weighed(rows, weighing).with_columns(
+            pl.col("topic_id", "tenant", "meter", "fate", "kind").cast(pl.Categorical)
+        )
         sums = rows.group_by(*FATE, "meter", "fate", "kind").agg(
             records=pl.len().cast(pl.Int64),
             first_offset=pl.col("offset").min(),
@@ -76,6 +83,17 @@ def evidence(lake: Lake, first: int, last: int) -> Evidence:
         _billed(landed, rolled[schema.CELL]),
         voids(lake, first, last) if (landed["kind"] == schema.VOID).any() else NO_VOIDS,
     )
+
+
+def _weighed(rows: pl.DataFrame, weighing: list[str]) -> pl.DataFrame:
+    """Rows with the products of those whose meter weighs."""
+    for name in weighing:
+        here = ((rows["meter"] == name) & (rows["fate"] == COUNTED)).arg_true()
+        if len(here):
+            some = rows[here]
+            products = weighted(METERS[name], some["quantity"], some["dimensions"])
+            rows = rows.with_columns(rows["quantity"].scatter(here, products))
+    return rows
 
 
 def _conservation(landed: pl.DataFrame, fates: pl.DataFrame, known: Iterable[Loss]) -> pl.DataFrame:
@@ -106,9 +124,12 @@ def _billed(landed: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
         .with_columns(pl.col("records") * sign)
         .group_by(BILL)
     )
+    counts = pl.col("meter").is_in(names(Aggregation.COUNT))
+    said = pl.when(counts).then(pl.col("records").cast(schema.QUANTITY)).otherwise("record_quantity")
     rolled = cells.group_by(BILL).agg(pl.col("events", "quantity").sum())
     return (
         counted.agg(pl.col("records", "record_quantity").sum())
+        .with_columns(record_quantity=said)
         .join(rolled, on=BILL, how="full", coalesce=True)
         .with_columns(pl.col("records", "events", "record_quantity", "quantity").fill_null(0))
         .sort(BILL)

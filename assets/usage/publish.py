@@ -11,6 +11,7 @@ import psycopg2
 from assets.slices.losses import losses
 from assets.slices.progress import landed_from
 from assets.usage import quarantine, schema
+from assets.usage.elements import cells, standing
 from assets.usage.folding import fold_full_blocks
 from assets.usage.lineage import LakeBehindError, check_against
 from assets.usage.upsert import upsert
@@ -109,8 +110,9 @@ def publish(lake: Lake, database: DatabaseSettings) -> Published | None:
                 return Published(published_version, published_slice, 0)
             # A table that was made anew begins with small versions; what is published only goes forward.
             version = max(version, published_version + 1)
-            cells = _cells(lake, hourly, day, published_slice + 1, last, version)
-            upsert(cursor, "usage_cell", cells)
+            found, elements = _cells(lake, hourly, day, published_slice + 1, last, version)
+            upsert(cursor, "usage_cell", found)
+            upsert(cursor, "usage_element", elements)
             fates, watermark = _fates(lake, hourly, published_slice + 1, last, version)
             upsert(cursor, "usage_conservation", fates)
             upsert(cursor, "usage_watermark", watermark)
@@ -136,19 +138,22 @@ def publish(lake: Lake, database: DatabaseSettings) -> Published | None:
     crash.here(Point.PUBLISHED)
     # Now that everybody has these slices, they need not stand alone any more.
     fold_full_blocks(lake, published_slice, last)
-    return Published(version, last, len(cells))
+    return Published(version, last, len(found))
 
 
-def _cells(lake: Lake, hourly: Any, day: Any, first: int, last: int, version: int) -> pl.DataFrame:
-    """Absolute values of every cell that slices [first, last] touched, at both grains."""
-    grains = []
+def _cells(
+    lake: Lake, hourly: Any, day: Any, first: int, last: int, version: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Absolute values of every cell that slices [first, last] touched, at both grains, and the elements of
+    hours that they touched."""
+    grains, elements = list[pl.DataFrame](), pl.DataFrame()
     for grain, table, handle, period, types in (
         ("hour", schema.HOURLY, hourly, "hour", schema.HOURLY_SCHEMA),
         ("day", schema.DAILY, day, "day", schema.DAILY_SCHEMA),
     ):
         part = {"kind": schema.CELL} if table == schema.HOURLY else None
         keys = ["tenant", "meter", period, "dimensions"]
-        columns = {name: types[name] for name in (*keys, "slice", "quantity", "events")}
+        columns = {name: types[name] for name in (*keys, "element", "slice", "quantity", "events")}
         new = read(
             lake, table, handle, columns,
             where=pl.col("slice").is_between(first, last), within=("slice", first, last), part=part,
@@ -162,9 +167,11 @@ def _cells(lake: Lake, hourly: Any, day: Any, first: int, last: int, version: in
             within=(period, periods.min(), periods.max()), part=part,
         )  # fmt: skip
         old = old.join(new.select(keys).unique(), on=keys, how="semi")
-        folded = pl.concat([new, old]).group_by(keys).agg(pl.col("quantity", "events").sum())
+        rows = pl.concat([new, old])
+        if grain == "hour" and new["element"].null_count() < len(new):
+            elements = _elements(new, rows, keys, version)
         grains.append(
-            folded.select(
+            cells(rows, keys).select(
                 tenant_id="tenant",
                 grain=pl.lit(grain),
                 meter="meter",
@@ -176,7 +183,24 @@ def _cells(lake: Lake, hourly: Any, day: Any, first: int, last: int, version: in
                 lake_version=pl.lit(version),
             )
         )
-    return pl.concat(grains) if grains else pl.DataFrame()
+    return pl.concat(grains) if grains else pl.DataFrame(), elements
+
+
+def _elements(new: pl.DataFrame, rows: pl.DataFrame, keys: list[str], version: int) -> pl.DataFrame:
+    """Absolute elements that the new rows touch; one without events stays, with none, and counts for nothing."""
+    touched = new.select(*keys, "element").drop_nulls("element").unique()
+    worth = standing(rows, keys)
+    return touched.join(worth, on=[*keys, "element"], how="left").select(
+        tenant_id="tenant",
+        meter="meter",
+        period_start="hour",
+        dimensions="dimensions",
+        dimensions_key=key_of("dimensions"),
+        element="element",
+        quantity=pl.col("quantity").fill_null(pl.lit("0").cast(schema.QUANTITY)),
+        events=pl.col("events").fill_null(0),
+        lake_version=pl.lit(version),
+    )
 
 
 def _fates(lake: Lake, hourly: Any, first: int, last: int, version: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -201,6 +225,7 @@ def _remove_older(cursor: Any, version: int) -> None:
     """What another generation published and this one does not have. What people decided stays."""
     for table, more in (
         ("usage_cell", ""),
+        ("usage_element", ""),
         ("usage_conservation", ""),
         ("usage_quarantine", " and state = 'open'"),
     ):

@@ -29,10 +29,11 @@ from core.contracts.usage import (
     UsageRecord,
     dimensions_text,
     microseconds,
+    not_measurable,
     parse_record,
 )
 from core.eventlog.api import Record
-from core.meters import METERS
+from core.meters import METERS, Aggregation
 
 CHUNK: Final = 50_000
 """Records read at once."""
@@ -141,7 +142,14 @@ def _canonical(name: str, written: str) -> str | None:
         dimensions = _DIMENSIONS.decode(written or "{}")
     except msgspec.MsgspecError:
         return None
-    return dimensions_text(dimensions) if meter and meter.dimensions.issuperset(dimensions) else None
+    if meter is None or not meter.dimensions.issuperset(dimensions):
+        return None
+    # A weight depends on the quantity beside it, so the parser itself looks at each.
+    if meter.aggregation is Aggregation.WEIGHTED_SUM or (
+        meter.measured and not_measurable(meter, "", dimensions)
+    ):
+        return None
+    return dimensions_text(dimensions)
 
 
 def times(values: Values) -> tuple[Array, Array]:

@@ -1,4 +1,5 @@
-"""Hourly and daily sums: partial sums of each slice, whose fold is the absolute value.
+"""Hourly and daily sums: partial sums of each slice, whose fold is the absolute value. What is no sum of
+quantities is one of events by element (`assets.usage.elements`).
 
 Nothing is read and increased. A slice's partials are a function of its landed rows, and the same
 commit says which slices are in, so doing it again changes nothing (law 2).
@@ -8,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
+from deltalake import DeltaTable
 
 from assets.slices.progress import SLICE
 from assets.usage import schema
+from assets.usage.elements import NAMED, PLACE, measured, needs_identity, unusual
 from assets.usage.transform import COUNTED, DUPLICATE, QUARANTINED, REJECTED
 from core.lake import Lake
 from core.lake.commit import commit, create, positions
@@ -26,7 +29,7 @@ EVENT_COLUMNS = {
         "kind",
     )
 }  # fmt: skip
-"""What `hourly_partials` needs of a landed row."""
+"""What `hourly_partials` needs of a landed row; for a latest value also what `event_rows` adds."""
 
 Fold = Callable[[pl.DataFrame], pl.DataFrame]
 
@@ -46,12 +49,12 @@ class RolledUp:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From the rows of `source` (`columns`; of `part`) to those of `target`."""
+    """From the rows of `source` to those of `target`."""
 
     source: str
     position: str
-    columns: Mapping[str, pl.DataType | type[pl.DataType]]
-    part: Mapping[str, str]
+    rows: Callable[[Lake, DeltaTable, int, int], pl.DataFrame]
+    """Reads those of slices [low, high]."""
     fold: Fold
     target: str
     schema: Mapping[str, pl.DataType | type[pl.DataType]]
@@ -62,7 +65,7 @@ class Step:
 def roll_up(lake: Lake) -> RolledUp:
     """Bring `usage_hourly` to the last landed slice."""
     step = Step(
-        schema.EVENTS, SLICE, EVENT_COLUMNS, {}, hourly_partials,
+        schema.EVENTS, SLICE, event_rows, hourly_partials,
         schema.HOURLY, schema.HOURLY_SCHEMA, schema.HOURLY_STATISTICS, ("kind",),
     )  # fmt: skip
     return _advance(lake, step)
@@ -75,12 +78,19 @@ def daily(lake: Lake) -> RolledUp:
         BehindFoldError: `usage_daily` was put back to a time before hours were folded; remove it, and it
             is made anew.
     """
-    columns = {name: schema.HOURLY_SCHEMA[name] for name in schema.CELL_COLUMNS}
     step = Step(
-        schema.HOURLY, schema.ROLLED, columns, {"kind": schema.CELL}, daily_partials,
+        schema.HOURLY, schema.ROLLED, _cell_rows, daily_partials,
         schema.DAILY, schema.DAILY_SCHEMA, schema.DAILY_STATISTICS, (),
     )  # fmt: skip
     return _advance(lake, step)
+
+
+def _cell_rows(lake: Lake, handle: DeltaTable, low: int, high: int) -> pl.DataFrame:
+    columns = {name: schema.HOURLY_SCHEMA[name] for name in schema.CELL_COLUMNS}
+    return read(
+        lake, schema.HOURLY, handle, columns,
+        where=pl.col("slice").is_between(low, high), within=("slice", low, high), part={"kind": schema.CELL},
+    )  # fmt: skip
 
 
 def hourly_partials(rows: pl.DataFrame) -> pl.DataFrame:
@@ -89,13 +99,13 @@ def hourly_partials(rows: pl.DataFrame) -> pl.DataFrame:
     rows = rows.with_columns(
         pl.col("tenant", "meter", "dimensions", "topic_id", "fate", "kind").cast(pl.Categorical)
     )
-    cells = (
-        rows.lazy()
-        .filter((pl.col("fate") == COUNTED) & (pl.col("kind") != schema.CHECKPOINT))
-        .group_by("slice", "tenant", "meter", "dimensions", hour=pl.col("event_time").dt.truncate("1h"))
-        .agg(pl.col("quantity").sum(), events=events())
-        .with_columns(kind=pl.lit(schema.CELL), since="slice")
-    )
+    counted = (pl.col("fate") == COUNTED) & (pl.col("kind") != schema.CHECKPOINT)
+    others = unusual(rows["meter"])
+    plain = rows.lazy().filter(counted & ~pl.col("meter").is_in(others) if others else counted)
+    cells = [_cells(plain).with_columns(element=pl.lit(None, pl.String))]
+    special = rows.filter(counted & pl.col("meter").is_in(others)) if others else rows.clear()
+    if len(special):
+        cells.append(_cells(measured(special).lazy(), "element"))
     fates = (
         rows.lazy()
         .group_by("slice", "topic_id", "partition", "tenant")
@@ -111,7 +121,30 @@ def hourly_partials(rows: pl.DataFrame) -> pl.DataFrame:
         )
         .with_columns(kind=pl.lit(schema.FATE), since="slice")
     )
-    return conform(pl.concat(pl.collect_all([cells, fates]), how="diagonal_relaxed"), schema.HOURLY_SCHEMA)
+    found = pl.collect_all([*cells, fates])
+    if others:
+        found = [part.with_columns(pl.col(pl.Categorical).cast(pl.String)) for part in found]
+    return conform(pl.concat(found, how="diagonal_relaxed"), schema.HOURLY_SCHEMA)
+
+
+def _cells(rows: pl.LazyFrame, *more: str) -> pl.LazyFrame:
+    hour = pl.col("event_time").dt.truncate("1h")
+    cells = rows.group_by("slice", "tenant", "meter", "dimensions", *more, hour=hour)
+    return cells.agg(pl.col("quantity").sum(), events=events()).with_columns(
+        kind=pl.lit(schema.CELL), since="slice"
+    )
+
+
+def event_rows(lake: Lake, handle: DeltaTable, low: int, high: int) -> pl.DataFrame:
+    """Landed rows of slices [low, high], with the columns that `hourly_partials` needs of them."""
+    where, within = pl.col("slice").is_between(low, high), ("slice", low, high)
+    rows = read(lake, schema.EVENTS, handle, EVENT_COLUMNS, where=where, within=within)
+    if not (named := needs_identity(rows["meter"])):
+        return rows
+    # Identities hardly compress, so they are read only where an element is made of them.
+    wanted = where & pl.col("meter").is_in(named)
+    identities = read(lake, schema.EVENTS, handle, NAMED, where=wanted, within=within)
+    return rows.join(identities, on=PLACE, how="left")
 
 
 def events() -> pl.Expr:
@@ -127,14 +160,14 @@ def of_kind(kind: str) -> pl.Expr:
 def daily_partials(rows: pl.DataFrame) -> pl.DataFrame:
     """Hourly cells as days, each slice by itself."""
     days = rows.group_by(
-        "since", "slice", "tenant", "meter", "dimensions", day=pl.col("hour").dt.truncate("1d")
+        "since", "slice", "tenant", "meter", "dimensions", "element", day=pl.col("hour").dt.truncate("1d")
     ).agg(pl.col("quantity").sum(), pl.col("events").sum())
     return conform(days, schema.DAILY_SCHEMA)
 
 
 def conform(rows: pl.DataFrame, columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
     """Rows in the types of a table, sorted by time so that readers can leave out other times."""
-    order = [name for name in ("hour", "day", "tenant", "meter", "dimensions") if name in columns]
+    order = [name for name in ("hour", "day", "tenant", "meter", "dimensions", "element") if name in columns]
     return rows.select(pl.col(name).cast(kind) for name, kind in columns.items()).sort(order)
 
 
@@ -149,8 +182,7 @@ def _advance(lake: Lake, step: Step) -> RolledUp:
     if origin is None or done >= last:
         return RolledUp(done, version, written)
     for low, high in spans(origin, "slice", done + 1, last, rows=ROWS_AT_ONCE):
-        where, within = pl.col("slice").is_between(low, high), ("slice", low, high)
-        rows = read(lake, step.source, origin, step.columns, where=where, within=within, part=step.part)
+        rows = step.rows(lake, origin, low, high)
         if "since" in rows and (rows["since"] <= done).any():
             raise BehindFoldError(
                 f"{step.target} holds slices up to {done}, but {step.source} has folded slice "

@@ -62,6 +62,7 @@ HOURLY_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "meter": pl.String,
     "hour": TIME,
     "dimensions": pl.String,
+    "element": pl.String,
     "quantity": QUANTITY,
     "events": pl.Int64,
     "topic_id": pl.String,
@@ -78,9 +79,12 @@ HOURLY_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 """Partial sums of slices `since` to `slice`; the absolute value of anything is the fold over them.
 
 Rows of two kinds, in files of their own but in one commit: a `cell` holds quantity and events of an hour,
-a `fate` what became of the records of a tenant in a partition. The other kind's columns are null."""
+a `fate` what became of the records of a tenant in a partition. The other kind's columns are null.
 
-CELL_COLUMNS = ("since", "slice", "tenant", "meter", "hour", "dimensions", "quantity", "events")
+`element` (core/aggregation.py) is null for meters whose quantities are added up. For the others a cell has
+a row for each of its elements; `quantity` is the sum of what their events said, less that of voids."""
+
+CELL_COLUMNS = ("since", "slice", "tenant", "meter", "hour", "dimensions", "element", "quantity", "events")
 FATE_COUNTS = ("counted", "duplicates", "quarantined", "rejected")
 KIND_COUNTS = ("voids", "checkpoints")
 """Of the counted records those that are no usage."""
@@ -97,6 +101,7 @@ DAILY_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "meter": pl.String,
     "day": TIME,
     "dimensions": pl.String,
+    "element": pl.String,
     "quantity": QUANTITY,
     "events": pl.Int64,
 }

@@ -14,12 +14,14 @@ import polars as pl
 import psycopg2
 
 from assets.usage import schema
-from assets.usage.asof import cells_as_of
+from assets.usage.asof import KEYS, cells_of, rows_as_of
+from assets.usage.elements import standing
 from core import crash
 from core.clock import now, rfc3339
 from core.crash import Point
 from core.database.urls import libpq_dsn
 from core.lake import Lake
+from core.meters import METERS, not_summable
 from core.objects import open_objects
 from core.prices.book import Price, PriceError, books
 from core.prices.table import COLUMNS, price_of, tiers_json
@@ -29,7 +31,7 @@ from core.snapshots import BUCKET, POINTER, Pointer, read_pointer
 
 KEEP = 24
 """Snapshots that stay: a day of hourly ones, or the last half hour of a busy platform."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SUMS = 38
 """Digits of DuckDB's widest DECIMAL. A tenant whose sums need more is left out and named in `meta`."""
 
@@ -85,23 +87,41 @@ class Charge:
     line: Line
 
 
-def charges(cells: pl.DataFrame, prices: Sequence[Price]) -> tuple[list[Charge], set[str]]:
+def rateable(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `rows_as_of` as rating takes them: sums, and of what cannot be added up the standing elements.
+
+    Returns:
+        tenant, meter, hour, dimensions, element, quantity, events.
+    """
+    sums = rows.filter(~pl.col("meter").is_in(not_summable()))
+    sums = sums.group_by(*KEYS).agg(pl.col("quantity", "events").sum())
+    plain = sums.with_columns(element=pl.lit(None, pl.String))
+    return pl.concat([plain, standing(rows, KEYS).select(plain.columns)])
+
+
+def charges(rows: pl.DataFrame, prices: Sequence[Price]) -> tuple[list[Charge], set[str]]:
     """Every tenant's lines as an invoice of all its usage has them, and the tenants that cannot be rated:
     one tenant's strange price must not stop the snapshot of all. Usage without a price is not here.
 
-    Cells are added up in columns first, so far as no price changes between them and no month ends.
+    Cells are added up in columns first, so far as no price changes between them and no month ends; of what
+    cannot be added up an element counts once there.
+
+    Args:
+        rows: `rateable`.
     """
     found, unrated, book_of = list[Charge](), set[str](), books(prices)
-    for (tenant,), rows in cells.sort("tenant").group_by("tenant", maintain_order=True):
+    for (tenant,), own in rows.sort("tenant").group_by("tenant", maintain_order=True):
         book = book_of(str(tenant))
         edges = pl.Series(book.edges(), dtype=schema.TIME)
-        summed = (
-            rows.with_columns(
-                segment=edges.search_sorted(rows["hour"], side="right"),
-                month=pl.col("hour").dt.truncate("1mo"),
-            )
-            .group_by("meter", "dimensions", "segment", "month")
-            .agg(pl.col("quantity").sum(), pl.col("hour").min())
+        placed = own.with_columns(
+            segment=edges.search_sorted(own["hour"], side="right"), month=pl.col("hour").dt.truncate("1mo")
+        )
+        keys, sums = ["meter", "dimensions", "element", "segment", "month"], pl.col("element").is_null()
+        summed = pl.concat(
+            [
+                placed.filter(sums).group_by(keys).agg(pl.col("quantity").sum(), pl.col("hour").min()),
+                placed.filter(~sums).group_by(keys).agg(pl.col("quantity").first(), pl.col("hour").min()),
+            ]
         )
         try:
             rated = rate(usage_of(summed), book)
@@ -113,9 +133,9 @@ def charges(cells: pl.DataFrame, prices: Sequence[Price]) -> tuple[list[Charge],
 
 
 def usage_of(rows: pl.DataFrame) -> list[Usage]:
-    """Cells, or several added up, as rating takes them."""
+    """Rows of `rateable`, or several of them together, as rating takes them."""
     return [
-        Usage(row["meter"], json.loads(row["dimensions"]), row["hour"], row["quantity"])
+        Usage(row["meter"], json.loads(row["dimensions"]), row["hour"], row["quantity"], row["element"] or "")
         for row in rows.iter_rows(named=True)
     ]
 
@@ -176,25 +196,54 @@ def charge_table(every: Sequence[Charge], digits: int) -> pl.DataFrame:
     )
 
 
-def tables(cells: pl.DataFrame, state: Published) -> tuple[dict[str, pl.DataFrame], set[str]]:
-    """The tables of a snapshot, sorted by day and tenant, and the tenants without charges in it. Pure."""
+def tables(rows: pl.DataFrame, state: Published) -> tuple[dict[str, pl.DataFrame], set[str]]:
+    """The tables of a snapshot, sorted by day and tenant, and the tenants without charges in it. Pure.
+
+    Args:
+        rows: `rows_as_of`.
+    """
     slugs = pl.DataFrame(
         {"tenant": list(state.slugs), "tenant_slug": list(state.slugs.values())},
         schema={"tenant": pl.String, "tenant_slug": pl.String},
     )
-    hourly = cells.rename({"hour": "period_start"})
-    daily = (
-        hourly.with_columns(pl.col("period_start").dt.truncate("1d"))
-        .group_by("tenant", "meter", "period_start", "dimensions")
-        .agg(pl.col("quantity").sum(), pl.col("events").sum())
+    hourly = cells_of(rows).rename({"hour": "period_start"})
+    daily = cells_of(rows.with_columns(pl.col("hour").dt.truncate("1d"))).rename({"hour": "period_start"})
+    rated = rateable(rows)
+    elements = (
+        rated.drop_nulls("element")
+        .rename({"hour": "period_start"})
+        .select("tenant", "meter", "period_start", "dimensions", "element", "quantity", "events")
     )
-    every, unrated = charges(cells, state.prices)
+    every, unrated = charges(rated, state.prices)
     digits, left_out = scale_of(every)
     left_out |= unrated
     charged = charge_table([charge for charge in every if charge.tenant not in left_out], digits)
     return {
         "usage_hourly": in_order(hourly.join(slugs, on="tenant", how="left")),
         "usage_daily": in_order(daily.join(slugs, on="tenant", how="left")),
+        "usage_elements": in_order(elements.join(slugs, on="tenant", how="left")),
+        "meters": pl.DataFrame(
+            [
+                (
+                    each.name,
+                    each.unit,
+                    each.what,
+                    each.aggregation.value,
+                    each.aggregation.is_summable,
+                    each.measured,
+                )
+                for _, each in sorted(METERS.items())
+            ],
+            schema={
+                "meter": pl.String,
+                "unit": pl.String,
+                "what": pl.String,
+                "aggregation": pl.String,
+                "is_summable": pl.Boolean,
+                "measured": pl.String,
+            },
+            orient="row",
+        ),
         "charges": charged.join(slugs, on="tenant", how="left").sort(
             "tenant", "meter", "price_id", "service_period_start"
         ),
@@ -261,10 +310,13 @@ def build(path: Path, frames: Mapping[str, pl.DataFrame], about: Mapping[str, st
         connection.close()
 
 
-def verify(path: Path, cells: pl.DataFrame, prices: Sequence[Price], left_out: Collection[str] = ()) -> None:
+def verify(path: Path, rated: pl.DataFrame, prices: Sequence[Price], left_out: Collection[str] = ()) -> None:
     """Read the finished file and compare each tenant's sum with the rating that invoices use.
 
     The sum goes by price and segment in columns, the rating by cell and one at a time.
+
+    Args:
+        rated: `rateable`.
 
     Raises:
         SnapshotError: naming the tenant that differs.
@@ -277,7 +329,7 @@ def verify(path: Path, cells: pl.DataFrame, prices: Sequence[Price], left_out: C
     finally:
         connection.close()
     book_of = books(prices)
-    for (tenant,), rows in cells.group_by("tenant"):
+    for (tenant,), rows in rated.group_by("tenant"):
         if tenant in left_out:
             continue
         expected = rate(usage_of(rows), book_of(str(tenant))).unrounded
@@ -300,13 +352,13 @@ def publish_snapshot(lake: Lake, database: DatabaseSettings, objects: ObjectSett
         return None
     if state.generation != lake.generation:
         return None  # the generation in use is not published yet
-    cells = cells_as_of(lake, state.slice)
+    rows = rows_as_of(lake, state.slice)
     with tempfile.TemporaryDirectory(prefix="headrace-snapshot-") as folder:
         stamp = now().strftime("%Y%m%dT%H%M%SZ")
         path = Path(folder) / f"usage-{state.lake_version:012d}-{stamp}.duckdb"
-        frames, left_out = tables(cells, state)
+        frames, left_out = tables(rows, state)
         build(path, frames, meta(state, left_out))
-        verify(path, cells, state.prices, left_out)
+        verify(path, rateable(rows), state.prices, left_out)
         return asyncio.run(_put(objects, database, path, state))
 
 

@@ -12,6 +12,10 @@ TARGETS = {
         "tenant_id, grain, meter, period_start, dimensions_key",
         "tenant_id, grain, meter, period_start, dimensions, dimensions_key, quantity, events, lake_version",
     ),
+    "usage_element": (
+        "tenant_id, meter, period_start, dimensions_key, element",
+        "tenant_id, meter, period_start, dimensions, dimensions_key, element, quantity, events, lake_version",
+    ),
     "usage_conservation": (
         "tenant_id, topic_id, partition, block",
         "tenant_id, topic_id, partition, block, landed, counted, duplicates, quarantined, rejected, voids, "

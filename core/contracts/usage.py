@@ -24,7 +24,9 @@ was, begins a new `incarnation` and may number from 1 again:
               "hash": "SHA-256 over the 16-byte identities in the order of sequence, in hex"}}
 
 Quantities are decimal strings because JSON numbers are floats to most readers. No free text: what
-lands is kept for years and never rewritten (law 10).
+lands is kept for years and never rewritten (law 10). A meter that counts different values, or weighs its
+quantities, names the dimension with the value or the weight (`measured` of GET /api/v1/meters); every one
+of its events must have it, as an id or hash or as a plain decimal.
 """
 
 import hashlib
@@ -36,8 +38,9 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
+from core import aggregation
 from core.ids import identity, length_prefixed
-from core.meters import METERS
+from core.meters import METERS, Aggregation, Meter
 
 TYPE: Final = "headrace.usage.v1"
 VOID_TYPE: Final = "headrace.usage.void.v1"
@@ -324,9 +327,34 @@ def check(event: UsageEvent) -> None:
         raise ContractError(
             "dimension", f"`data.dimensions` has a name this meter does not know; known: {known}"
         )
+    if meter.measured and (problem := not_measurable(meter, event.data.quantity, event.data.dimensions)):
+        raise ContractError("dimension", problem)
     if bool(event.producer) != (event.sequence is not None) or (event.incarnation and not event.producer):
         raise ContractError("producer", "`producer` and `sequence` come together, `incarnation` with both")
     _check_envelope(event, f"{event.producer}{event.incarnation}{''.join(event.data.dimensions.values())}")
+
+
+def not_measurable(meter: Meter, quantity: str, dimensions: Mapping[str, str]) -> str:
+    """Why an event cannot be measured by the dimension that its meter reads; empty where it can.
+
+    Args:
+        quantity: as the contract has it; a unique count does not look at it.
+    """
+    name = meter.measured
+    value = dimensions.get(name)
+    if value is None:
+        return f"this meter reads the dimension `{name}`; every event must have it"
+    if meter.aggregation is Aggregation.UNIQUE_COUNT:
+        if aggregation.TOKEN.fullmatch(value) is None:
+            return f"`{name}` must be an id or a hash: 1 to 128 of A-Z a-z 0-9 . _ : -, with a letter or digit first"
+        return ""
+    if aggregation.WEIGHT.fullmatch(value) is None:
+        return f'`{name}` is a weight: a plain decimal such as "0.25", not negative, no exponent'
+    try:
+        aggregation.units(meter, quantity, dimensions)
+    except ValueError:
+        return f"`quantity` times `{name}` must have at most 18 digits before and 9 after the point"
+    return ""
 
 
 def _check_envelope(event: Envelope, more: str) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from core import meters
 from core.invoices.document import Document, decode, number_of, sha256
+from core.meters import Aggregation
 from core.rating import ServicePeriod, Usage
 
 _COLUMNS: Final = (
@@ -38,7 +40,8 @@ class Landed:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Usage of one meter and set of dimensions between two edges; `first` and `last` are hours with cells."""
+    """Usage of one meter and set of dimensions between two edges, or one element of it where it cannot be
+    added up; `first` and `last` are hours with cells."""
 
     meter: str
     dimensions: dict[str, str]
@@ -46,40 +49,67 @@ class Piece:
     events: int
     first: datetime
     last: datetime
+    element: str = ""
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.meter, self.dimensions, self.first, self.quantity)
+        return Usage(self.meter, self.dimensions, self.first, self.quantity, self.element)
 
 
 async def usage(
     connection: AsyncConnection, edges: Iterable[datetime], within: ServicePeriod | None = None
 ) -> tuple[list[Piece], Landed | None]:
     """The tenant's usage, added up by meter, dimensions and month between `edges`, and what it reflects, in
-    one snapshot. None before anything was published."""
+    one snapshot. None before anything was published.
+
+    Of meters that cannot be added up come the elements that decide: the greatest or the smallest, or for a unique
+    count each once."""
     rows = await connection.execute(
         text(
             """
-            with chosen as (
+            with sums as (
                 select meter, min(dimensions::text)::jsonb as dimensions, sum(quantity) as quantity,
-                       sum(events)::bigint as events, min(period_start) as first, max(period_start) as last
-                from usage_cell where grain = 'hour'
+                       sum(events)::bigint as events, min(period_start) as first, max(period_start) as last, '' as element
+                from usage_cell where grain = 'hour' and meter <> all(cast(:others as text[]))
                     and (cast(:since as timestamptz) is null or period_start >= :since)
                     and (cast(:until as timestamptz) is null or period_start < :until)
                 group by meter, dimensions_key, width_bucket(period_start, cast(:edges as timestamptz[])),
                          date_trunc('month', period_start at time zone 'UTC')
+            ), elements as (
+                select meter, dimensions_key, min(dimensions::text)::jsonb as dimensions, min(quantity) as quantity,
+                       sum(events)::bigint as events, min(period_start) as first, max(period_start) as last, element,
+                       width_bucket(period_start, cast(:edges as timestamptz[])) as segment,
+                       date_trunc('month', period_start at time zone 'UTC') as month
+                from usage_element where events > 0 and meter = any(cast(:others as text[]))
+                    and (cast(:since as timestamptz) is null or period_start >= :since)
+                    and (cast(:until as timestamptz) is null or period_start < :until)
+                group by meter, dimensions_key, element, segment, month
+            ), placed as (
+                select *, row_number() over (piece order by element) as lowest,
+                       row_number() over (piece order by element desc) as highest
+                from elements window piece as (partition by meter, dimensions_key, segment, month)
+            ), chosen as (
+                select * from sums
+                union all
+                select meter, dimensions, quantity, events, first, last, element from placed
+                where meter = any(cast(:every as text[])) or (meter = any(cast(:smallest as text[])) and lowest = 1)
+                    or (meter = any(cast(:greatest as text[])) and highest = 1)
             )
-            select p.lake_version, p.slice, p.generation, c.meter, c.dimensions, c.quantity, c.events, c.first, c.last
+            select p.lake_version, p.slice, p.generation, c.meter, c.dimensions, c.quantity, c.events, c.first, c.last, c.element
             from (select 1) one
             left join (select lake_version, slice, generation from usage_publication order by lake_version desc limit 1) p on true
             left join chosen c on true
-            order by c.meter, c.first, c.dimensions
+            order by c.meter, c.first, c.dimensions, c.element
             """
         ),
         {
             "edges": sorted(set(edges)),
             "since": None if within is None else within.start,
             "until": None if within is None else within.end,
+            "others": meters.not_summable(),
+            "every": meters.names(Aggregation.UNIQUE_COUNT),
+            "smallest": meters.names(Aggregation.MIN),
+            "greatest": meters.names(Aggregation.MAX, Aggregation.LATEST),
         },
     )
     found = rows.all()

@@ -90,8 +90,6 @@ def _price(entry: Mapping[str, Any], currency: str) -> Price:
     meter = METERS.get(entry["meter"]) if isinstance(entry["meter"], str) else None
     if meter is None:
         raise PriceError(f"not a registered meter; known: {', '.join(sorted(METERS))}")
-    if not meter.aggregation.is_summable and model != FLAT:
-        raise PriceError(f"quantities of this meter cannot be added up, so {model} tiers have no meaning")
     unit_price = tiers[0].unit_price if tiers else _money(entry["unit_price"], "unit_price")
     tenant = entry.get("tenant", EVERYBODY)
     if not isinstance(tenant, str) or not (tenant == EVERYBODY or tenant.startswith("org_")):
@@ -99,8 +97,8 @@ def _price(entry: Mapping[str, Any], currency: str) -> Price:
     dimensions = entry.get("dimensions", {})
     if not isinstance(dimensions, dict) or not all(isinstance(value, str) for value in dimensions.values()):
         raise PriceError("`dimensions` must be a table of text")
-    if not meter.dimensions.issuperset(dimensions):
-        raise PriceError(f"this meter has the dimensions {', '.join(sorted(meter.dimensions))}")
+    if not meter.groups.issuperset(dimensions):
+        raise PriceError(f"this meter has the dimensions {', '.join(sorted(meter.groups)) or 'none'}")
     valid_from = _hour(entry["valid_from"], "valid_from")
     valid_to = _hour(entry["valid_to"], "valid_to") if "valid_to" in entry else None
     if valid_to is not None and valid_to <= valid_from:

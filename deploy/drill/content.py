@@ -53,6 +53,7 @@ def snapshot(path: Path, tenant: str | None) -> str:
         for table, columns in (
             ("usage_hourly", "meter, epoch(period_start), dimensions, quantity, events"),
             ("usage_daily", "meter, epoch(period_start), dimensions, quantity, events"),
+            ("usage_elements", "meter, epoch(period_start), dimensions, element, quantity, events"),
             ("charges", "meter, dimensions, quantity, unit_price, per, currency, amount_unrounded"),
         ):
             wanted = f"select tenant, {columns} from {table} where tenant = coalesce(?, tenant)"

@@ -48,7 +48,7 @@ from deploy.drill.usage_kill import Say
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = (
-    "usage_cell", "usage_conservation", "usage_watermark", "usage_publication", "usage_quarantine", "usage_object",
+    "usage_cell", "usage_element", "usage_conservation", "usage_watermark", "usage_publication", "usage_quarantine", "usage_object",
     "usage_purge",
 )  # fmt: skip
 MOST = 120

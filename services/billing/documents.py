@@ -84,13 +84,18 @@ Usage = TypedDict(
 
 
 class MeterShown(TypedDict):
+    """`source`: the service of the platform that sends it, null for what only senders of your own do. `measured`:
+    the dimension that the aggregation reads and no cell is grouped by; every event must have it."""
+
     name: str
     object: Literal["meter"]
     unit: str
     what: str
-    source: str
+    source: str | None
     dimensions: list[str]
+    measured: str | None
     aggregation: str
+    is_summable: bool
 
 
 class Meters(TypedDict):
@@ -228,14 +233,15 @@ class TenantFates(Fates):
 
 
 class MeterOfPeriod(TypedDict):
-    """What a month holds of a meter, added up from hours and, apart from them, from days."""
+    """What a month holds of a meter, added up from hours and, apart from them, from days; quantities are null where
+    they cannot be added up."""
 
     tenant: str
     meter: str
     events: int
-    quantity: str
+    quantity: str | None
     day_events: int
-    day_quantity: str
+    day_quantity: str | None
     holds: bool
 
 

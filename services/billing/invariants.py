@@ -28,6 +28,7 @@ CONSERVED: Final = "every landed record has one fate"
 HOURS: Final = "hourly cells hold every counted event that was not voided"
 DAYS: Final = "daily cells hold every counted event that was not voided"
 SUMS: Final = "hours and days add up to the same quantities"
+ELEMENTS: Final = "what cannot be added up stands for every event of its cells"
 PERIOD: Final = "hours and days of the period hold the same events and quantities"
 OFFSETS: Final = "every offset below the watermark has landed or is booked as lost"
 
@@ -38,7 +39,7 @@ RECORDS = Gauge("usage_published_records", "Records of usage.records that are pu
 VERSION = Gauge("usage_published_lake_version", "Lake version that the published cells reflect")
 
 _NAMES: Final = {
-    CONSERVED: "conserved", HOURS: "hours", DAYS: "days", SUMS: "sums", OFFSETS: "offsets",
+    CONSERVED: "conserved", HOURS: "hours", DAYS: "days", SUMS: "sums", ELEMENTS: "elements", OFFSETS: "offsets",
 }  # fmt: skip
 """Of the checks, as values of the label."""
 
@@ -82,6 +83,7 @@ def judged(
         HOURS: found["not_in_hours"] == 0,
         DAYS: found["not_in_days"] == 0,
         SUMS: found["unequal_sums"] == 0,
+        ELEMENTS: found["unequal_elements"] == 0,
     }
     if period is not None:
         checks[PERIOD] = found["unequal_meters"] == 0
@@ -160,11 +162,15 @@ def _meter(row: Mapping[str, Any]) -> documents.MeterOfPeriod:
         "tenant": row["tenant_id"],
         "meter": row["meter"],
         "events": row["hour_events"],
-        "quantity": canonical(Decimal(row["hour_quantity"])),
+        "quantity": _quantity(row["hour_quantity"]),
         "day_events": row["day_events"],
-        "day_quantity": canonical(Decimal(row["day_quantity"])),
+        "day_quantity": _quantity(row["day_quantity"]),
         "holds": row["holds"],
     }
+
+
+def _quantity(text: str | None) -> str | None:
+    return None if text is None else canonical(Decimal(text))
 
 
 def _lost(one: store.Lost) -> documents.LostRange:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from core.meters import not_summable
 from core.rating import ServicePeriod
 
 
@@ -75,7 +76,10 @@ async def conservation(
                            coalesce(sum(quantity) filter (where grain = 'day'), 0) as day_quantity
                     from usage_cell where period_start >= :start and period_start < :end group by tenant_id, meter
                 ), compared as (
-                    select *, hour_events = day_events and hour_quantity = day_quantity as holds from meters
+                    select *, meter <> all(cast(:others as text[])) as added,
+                           hour_events = day_events
+                               and (hour_quantity = day_quantity or meter = any(cast(:others as text[]))) as holds
+                    from meters
                 )
                 select
                     (select jsonb_agg(p order by p.topic_id, p.partition) from (
@@ -93,14 +97,22 @@ async def conservation(
                         select * from judged order by conserved and in_hours and in_days, tenant_id limit :tenants) t)
                         as tenants,
                     (select jsonb_agg(m order by m.tenant_id, m.meter) from (
-                        select tenant_id, meter, hour_events, day_events, hour_quantity::text as hour_quantity,
-                               day_quantity::text as day_quantity, holds
+                        select tenant_id, meter, hour_events, day_events, holds,
+                               case when added then hour_quantity::text end as hour_quantity,
+                               case when added then day_quantity::text end as day_quantity
                         from compared order by holds, tenant_id, meter limit :tenants) m) as meters,
                     (select count(*) from compared where not holds) as unequal_meters,
                     (select count(*) from (
-                        select 1 from usage_cell group by tenant_id, meter
+                        select 1 from usage_cell where meter <> all(cast(:others as text[])) group by tenant_id, meter
                         having sum(quantity) filter (where grain = 'hour')
                             is distinct from sum(quantity) filter (where grain = 'day')) d) as unequal_sums,
+                    (select count(*) from (
+                        select 1 from (
+                            select tenant_id, meter, 0 as standing, events from usage_cell
+                            where grain = 'hour' and meter = any(cast(:others as text[]))
+                            union all select tenant_id, meter, events, 0 from usage_element
+                            where meter = any(cast(:others as text[]))) e
+                        group by tenant_id, meter having sum(standing) <> sum(events)) d) as unequal_elements,
                     (select jsonb_agg(jsonb_build_array(topic_id, partition, next_offset)) from usage_watermark)
                         as watermark,
                     p.lake_version, p.slice
@@ -112,6 +124,7 @@ async def conservation(
                 "start": None if period is None else period.start,
                 "end": None if period is None else period.end,
                 "tenants": tenants,
+                "others": not_summable(),
             },
         )
     ).one()

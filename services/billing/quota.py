@@ -3,15 +3,18 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Final, Literal
 
+from core.aggregation import element_value
 from core.clock import rfc3339
+from core.contracts.usage import dimensions_text
 from core.database import Database, tenant
 from core.decimals import canonical, from_nano, nano_of
-from core.meters import METERS
+from core.meters import METERS, is_summable
 from services.billing import documents, store
 from services.billing.live import LiveUsage, Published, StaleCellsError, View
-from services.billing.store import MAX_CELLS, CellRow
+from services.billing.store import MAX_CELLS, Behind, CellRow
 from services.billing.tail import Cell, Dimensions
 from services.common.errors import invalid
 
@@ -48,7 +51,7 @@ class Question:
         return start if self.grain == "hour" else floor(start, _DAY)
 
     def contains(self, cell: Cell) -> bool:
-        meter, hour, _ = cell.key
+        meter, hour, _, _ = cell.key
         start = datetime.fromtimestamp(hour, UTC)
         return (
             (self.meter is None or self.meter == meter)
@@ -70,14 +73,14 @@ class Quota:
         Raises:
             Problem: 422 `too_many_cells`.
         """
-        rows, published, view = await self._read(question)
+        rows, totals, published, view = await self._read(question)
         sums: _Sums = {}
         for row in rows:
             key = (row.period_start, row.meter, tuple(sorted(row.dimensions.items())))
             _add(sums, key, nano_of(row.quantity), row.events)
         for cell in view.cells if view is not None else ():
-            if question.contains(cell):
-                meter, hour, dimensions = cell.key
+            meter, hour, dimensions, element = cell.key
+            if not element and question.contains(cell):
                 total = question.grain == "total"
                 _add(
                     sums,
@@ -97,15 +100,18 @@ class Quota:
             "grain": question.grain,
             "from": None if question.since is None else rfc3339(question.since),
             "to": None if question.until is None else rfc3339(question.until),
-            "quantities": _by_meter(sums),
+            "quantities": _by_meter(sums, totals),
             "data": [_document(key, sums[key], question.grain) for key in sorted(sums, key=_order)],
             "live": view is not None and view.live,
             "lake_version": published.lake_version,
             "as_of": _as_of(published, view),
         }
 
-    async def _read(self, question: Question) -> tuple[list[CellRow], Published, View | None]:
-        """Cells and the tail that begins exactly where they end."""
+    async def _read(
+        self, question: Question
+    ) -> tuple[list[CellRow], dict[str, Decimal], Published, View | None]:
+        """Cells and the tail that begins exactly where they end. Those of meters that cannot be added up have
+        the tail in them already; of these also the value of each meter as a whole."""
         for attempt in range(ATTEMPTS):
             with tenant(question.tenant):
                 # A replica may lag behind what the tail has already let go: then ask the primary.
@@ -120,10 +126,32 @@ class Quota:
                         summed=question.grain == "total",
                     )
             try:
-                return rows, published, await self._live.view(published, question.tenant)
+                view = await self._live.view(published, question.tenant)
             except StaleCellsError:
                 continue
-        return rows, published, None
+            more, totals, reflected = await self._elements(question, published, view, primary=attempt > 0)
+            if reflected == published:
+                return [*rows, *more], totals, published, view
+        more, totals, _ = await self._elements(question, published, None, primary=True)
+        return [*rows, *more], totals, published, None
+
+    async def _elements(
+        self, question: Question, published: Published, view: View | None, *, primary: bool
+    ) -> tuple[list[CellRow], dict[str, Decimal], Published]:
+        if question.meter is not None and is_summable(question.meter):
+            return [], {}, published
+        behind = [_behind(cell) for cell in (() if view is None else view.cells) if question.contains(cell)]
+        with tenant(question.tenant):
+            opened = self._app.writer() if primary else self._app.reader()
+            async with opened as connection:
+                return await store.elements(
+                    connection,
+                    question.grain,
+                    since=question.since,
+                    until=question.until,
+                    meter=question.meter,
+                    behind=[one for one in behind if one.element and one.events],
+                )
 
 
 def question(
@@ -162,11 +190,24 @@ def _add(sums: _Sums, key: tuple[datetime | None, str, Dimensions], nano: int, e
     entry[1] += events
 
 
-def _by_meter(sums: _Sums) -> dict[str, str]:
+def _behind(cell: Cell) -> Behind:
+    meter, hour, dimensions, element = cell.key
+    # The quantity of a void is negative; what the element is worth is not.
+    value = element_value(METERS[meter].aggregation, element, from_nano(abs(cell.nano))) if element else None
+    return Behind(
+        meter, datetime.fromtimestamp(hour, UTC), dimensions_text(dict(dimensions)), element, value or Decimal(0),
+        cell.events,
+    )  # fmt: skip
+
+
+def _by_meter(sums: _Sums, whole: dict[str, Decimal]) -> dict[str, str]:
+    """Each meter over all cells: added up, or as `whole` has it where it cannot be."""
     totals: dict[str, int] = {}
     for (_, meter, _), (nano, _) in sums.items():
-        totals[meter] = totals.get(meter, 0) + nano
-    return {meter: canonical(from_nano(totals[meter])) for meter in sorted(totals)}
+        if is_summable(meter):
+            totals[meter] = totals.get(meter, 0) + nano
+    values = {meter: from_nano(units) for meter, units in totals.items()} | whole
+    return {meter: canonical(values[meter]) for meter in sorted(values)}
 
 
 def _order(key: tuple[datetime | None, str, Dimensions]) -> tuple[str, str, Dimensions]:

@@ -103,9 +103,11 @@ def _meter(meter: Meter) -> MeterShown:
         "object": "meter",
         "unit": meter.unit,
         "what": meter.what,
-        "source": meter.source,
+        "source": meter.source or None,
         "dimensions": sorted(meter.dimensions),
+        "measured": meter.measured or None,
         "aggregation": meter.aggregation.value,
+        "is_summable": meter.aggregation.is_summable,
     }
 
 

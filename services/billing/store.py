@@ -1,16 +1,19 @@
 """What billing reads and writes in PostgreSQL. Whatever must fit together comes from one statement,
 which is one snapshot."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from core import meters
 from core.ids import derived_id
+from core.meters import Aggregation
 from services.billing.live import Published
 
 Grain = Literal["hour", "day"]
@@ -65,13 +68,14 @@ async def cells(
     meter: str | None,
     summed: bool,
 ) -> tuple[list[CellRow], Published]:
-    """The tenant's cells of [since, until) and what they reflect, in one snapshot.
+    """The tenant's cells of [since, until) and what they reflect, in one snapshot; without those of meters that
+    cannot be added up (`elements`).
 
     Args:
         summed: one row for each meter instead of one for each cell; else at most `MAX_CELLS` + 1.
     """
     wanted = """
-        from usage_cell where grain = :grain
+        from usage_cell where grain = :grain and meter <> all(cast(:others as text[]))
             and (cast(:since as timestamptz) is null or period_start >= :since)
             and (cast(:until as timestamptz) is null or period_start < :until)
             and (cast(:meter as text) is null or meter = :meter)
@@ -94,6 +98,7 @@ async def cells(
             "since": since,
             "until": until,
             "meter": meter,
+            "others": meters.not_summable(),
             **({} if summed else {"limit": MAX_CELLS + 1}),
         },
     )
@@ -101,6 +106,102 @@ async def cells(
     return [CellRow(row[2], row[3], row[4] or {}, row[5], row[6]) for row in found if row[2] is not None], (
         _published(found[0][0], found[0][1])
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What the topic holds beyond the published cells, of one element; below zero where it is voided."""
+
+    meter: str
+    period_start: datetime
+    dimensions: str
+    """Canonical JSON."""
+    element: str
+    quantity: Decimal
+    """What the element is worth."""
+    events: int
+
+
+_PERIOD: Final[Mapping[Grain | Literal["total"], str]] = {
+    "total": "null::timestamptz",
+    "hour": "period_start",
+    "day": "date_trunc('day', period_start, 'UTC')",
+}
+
+
+async def elements(
+    connection: AsyncConnection,
+    grain: Grain | Literal["total"],
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    meter: str | None,
+    behind: Sequence[Behind],
+) -> tuple[list[CellRow], dict[str, Decimal], Published]:
+    """Cells of meters that cannot be added up, with what is behind them, each meter as a whole, and what the
+    published part reflects, in one snapshot.
+
+    Returns:
+        at most `MAX_CELLS` + 1 cells, none for grain `total`; the value of each meter over all its cells; and
+        what was published. Events of meters as a whole stand in a row without period.
+    """
+    rows = await connection.execute(
+        text(
+            f"""
+            with {_PUBLISHED}, behind as (
+                select meter, period_start, encode(sha256(convert_to(dimensions, 'UTF8')), 'hex') as dimensions_key,
+                       cast(dimensions as jsonb)::text as dimensions, element, quantity, events
+                from jsonb_to_recordset(cast(:behind as jsonb)) as b(
+                    meter text, period_start timestamptz, dimensions text, element text, quantity numeric, events bigint)
+            ), standing as (
+                select meter, period_start, dimensions_key, min(dimensions) as dimensions, element collate "C" as element,
+                       max(quantity) as quantity, sum(events) as events
+                from (
+                    select meter, period_start, dimensions_key, dimensions::text as dimensions, element, quantity, events
+                    from usage_element where events > 0 and meter = any(cast(:others as text[]))
+                        and (cast(:since as timestamptz) is null or period_start >= :since)
+                        and (cast(:until as timestamptz) is null or period_start < :until)
+                        and (cast(:meter as text) is null or meter = :meter)
+                    union all select * from behind
+                ) every
+                group by meter, period_start, dimensions_key, element collate "C" having sum(events) > 0
+            ), placed as (
+                select *, {_PERIOD[grain]} as period from standing
+            ), chosen as (
+                select meter, period, dimensions_key, min(dimensions) as dimensions, sum(events)::bigint as events,
+                       case when meter = any(cast(:smallest as text[])) then (array_agg(quantity order by element))[1]
+                            when meter = any(cast(:greatest as text[])) then (array_agg(quantity order by element desc))[1]
+                            else count(distinct element) end as quantity,
+                       grouping(period, dimensions_key) > 0 as whole
+                from placed group by grouping sets ((meter), (meter, period, dimensions_key))
+                order by whole desc, period, meter, dimensions_key limit :limit
+            )
+            select p.offsets, p.version, c.meter, c.period, cast(c.dimensions as jsonb), c.quantity, c.events, c.whole
+            from published p left join chosen c on true
+            """
+        ),
+        {
+            "since": since,
+            "until": until,
+            "meter": meter,
+            "behind": json.dumps([_behind(one) for one in behind]),
+            "others": meters.not_summable(),
+            "smallest": meters.names(Aggregation.MIN),
+            "greatest": meters.names(Aggregation.MAX, Aggregation.LATEST),
+            "limit": MAX_CELLS + 1 + len(meters.METERS),
+        },
+    )
+    found = rows.all()
+    cells = [row for row in found if row[2] is not None and row[7] == (grain == "total")]
+    return (
+        [CellRow(row[2], row[3], {} if row[7] else row[4], row[5], row[6]) for row in cells],
+        {row[2]: row[5] for row in found if row[2] is not None and row[7]},
+        _published(found[0][0], found[0][1]),
+    )
+
+
+def _behind(one: Behind) -> dict[str, Any]:
+    return {**asdict(one), "period_start": one.period_start.isoformat(), "quantity": str(one.quantity)}
 
 
 async def find_tenant(connection: AsyncConnection, wanted: str) -> str | None:

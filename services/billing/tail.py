@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from core.aggregation import element, grouped, units
 from core.contracts.usage import (
     Checkpoint,
     ContractError,
@@ -33,10 +34,12 @@ from core.contracts.usage import (
 )
 from core.decimals import nano
 from core.eventlog.api import Record
+from core.meters import METERS, Aggregation
 
 Dimensions = tuple[tuple[str, str], ...]
-CellKey = tuple[str, int, Dimensions]
-"""Meter, hour (seconds since 1970 UTC), dimensions sorted by name."""
+CellKey = tuple[str, int, Dimensions, str]
+"""Meter, hour (seconds since 1970 UTC), dimensions sorted by name, and the element of what cannot be added
+up (`core.aggregation`; empty for all others)."""
 
 MAX_RECORDS: Final = 1_000_000
 CHUNK: Final = 1024
@@ -49,7 +52,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True, eq=False)
 class Cell:
-    """Sum of one tenant's records of one meter, hour and dimensions between reflected and position."""
+    """Sum of one tenant's records of one meter, hour, dimensions and element between reflected and position."""
 
     tenant: str
     key: CellKey
@@ -210,7 +213,7 @@ class Tail:
             if first is None:
                 self._seen[identity] = chunk
                 if live and isinstance(event, UsageEvent):
-                    cell, quantity = self._cell(event), nano(event.data.quantity)
+                    cell, quantity = self._cell(event)
                 elif live and isinstance(event, VoidEvent):
                     cell, quantity = self._voided(event)
                     void = cell is not None
@@ -242,14 +245,24 @@ class Tail:
         cell = chunk.cells[index] if index < len(chunk.cells) else None
         return cell, 0 if cell is None else -chunk.quantity(index)
 
-    def _cell(self, event: UsageEvent) -> Cell:
-        hour = microseconds(event.time) // _HOUR * 3600
-        key = (event.data.meter, hour, tuple(sorted(event.data.dimensions.items())))
+    def _cell(self, event: UsageEvent) -> tuple[Cell, int]:
+        """The cell of an event, and the nano units that it adds."""
+        data, hour = event.data, microseconds(event.time) // _HOUR * 3600
+        meter = METERS[data.meter]
+        if meter.aggregation is Aggregation.SUM:
+            key, quantity = (
+                (meter.name, hour, tuple(sorted(data.dimensions.items())), ""),
+                nano(data.quantity),
+            )
+        else:
+            stands = element(meter, data.quantity, data.dimensions, event.time, event.identity)
+            groups = tuple(sorted(grouped(meter, data.dimensions).items()))
+            key, quantity = (meter.name, hour, groups, stands), units(meter, data.quantity, data.dimensions)
         cells = self._cells.setdefault(event.tenant, {})
         cell = cells.get(key)
         if cell is None:
             cell = cells[key] = Cell(event.tenant, key)
-        return cell
+        return cell, quantity
 
     def _step(self, partition: _Partition, target: int) -> None:
         """Move `reflected` to the target or to the end of its chunk, whichever comes first."""

@@ -53,6 +53,7 @@ MUTATIONS: dict[str, list[tuple[str, Any]]] = {
         ("dimensions", "[]"),
         ("dimensions_key", "short"),
         ("starts_with_its_period", "no"),
+        ("stands_for_every_event", "no"),
         ("is_published", "no"),
     ],
     "usage_prices": [

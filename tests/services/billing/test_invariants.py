@@ -113,7 +113,7 @@ async def test_the_metric_says_what_holds(
         show(await asked.of(None))
         return {each.labels["invariant"]: each.value for metric in HOLDS.collect() for each in metric.samples}
 
-    holding = {"conserved": 1, "hours": 1, "days": 1, "sums": 1, "offsets": 1}
+    holding = {"conserved": 1, "hours": 1, "days": 1, "sums": 1, "elements": 1, "offsets": 1}
     assert await said() == holding
     assert {each.labels["fate"]: each.value for each in next(iter(RECORDS.collect())).samples} == {
         "counted": 3, "duplicates": 0, "quarantined": 0, "rejected": 1,
