@@ -378,6 +378,9 @@ def _lake() -> Iterable[Holding]:
     yield delta(
         "usage_daily", "since slice tenant meter day dimensions quantity events", "partial sums of a tenant"
     )
+    for table in ("usage_hourly", "usage_daily"):
+        yield delta(table, "element", "of a unique count: pseudonymous ids of the tenant's own customers", Erasure.UNLINK,
+                    "element", _ROWS, "usage")  # fmt: skip
 
 
 def _rest() -> Iterable[Holding]:

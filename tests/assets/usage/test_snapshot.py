@@ -63,6 +63,7 @@ def cells(*rows: tuple[str, datetime, str, str]) -> pl.DataFrame:
         schema=["tenant", "meter", "hour", "dimensions", "quantity", "events"],
         orient="row",
     )
+    frame = frame.with_columns(element=pl.lit(None, pl.String))
     return frame.cast({"quantity": schema.QUANTITY, "hour": schema.TIME, "events": pl.Int64})
 
 
