@@ -167,7 +167,7 @@ def daily_partials(rows: pl.DataFrame) -> pl.DataFrame:
 
 def conform(rows: pl.DataFrame, columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
     """Rows in the types of a table, sorted by time so that readers can leave out other times."""
-    order = [name for name in ("hour", "day", "tenant", "meter", "dimensions", "element") if name in columns]
+    order = [name for name in ("hour", "day", "tenant", "meter", "dimensions") if name in columns]
     return rows.select(pl.col(name).cast(kind) for name, kind in columns.items()).sort(order)
 
 

@@ -274,11 +274,14 @@ def tables(rows: pl.DataFrame, state: Published) -> tuple[dict[str, pl.DataFrame
     }, left_out
 
 
+_ORDER = ("tenant", "period_start", "meter", "dimensions", "element")
+
+
 def in_order(cells: pl.DataFrame) -> pl.DataFrame:
     """Cells as a snapshot keeps them: by day, in a day by tenant, so that a time and a tenant both stand in few
     blocks. Ordered by hour, a tenant's month would be in all of them."""
     day = pl.col("period_start").dt.truncate("1d")
-    return cells.sort(day, "tenant", "period_start", "meter", "dimensions")
+    return cells.sort(day, *(name for name in _ORDER if name in cells.columns))
 
 
 def meta(state: Published, left_out: Iterable[str]) -> dict[str, str]:

@@ -121,7 +121,7 @@ def test_a_tenant_with_two_currencies_is_left_out_and_named() -> None:
 def test_tables_hold_hours_days_and_names() -> None:
     frames, left_out = tables(CELLS, state())
     assert left_out == set()
-    assert set(frames) == {"usage_hourly", "usage_daily", "charges", "prices"}
+    assert set(frames) == {"usage_hourly", "usage_daily", "usage_elements", "meters", "charges", "prices"}
     days = frames["usage_daily"].select("tenant", "tenant_slug", "dimensions", "quantity", "events")
     assert days.rows() == [
         ("org_a", "acme", '{"model":"m"}', Decimal("0.000000001"), 1),
