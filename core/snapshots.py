@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from core.objects import open_objects
-from core.objects.api import ObjectNotFoundError
+from core.objects.api import ObjectInfo, ObjectNotFoundError
 from core.settings import DatabaseSettings, ObjectSettings
 
 BUCKET: Final = "snapshots"
@@ -59,8 +59,44 @@ async def fetch_latest(objects: ObjectSettings, database: DatabaseSettings, fold
         raise NoSnapshotError(
             "there is no snapshot yet; it follows the first published usage within about a minute"
         )
-    path = folder / pointer.name
-    if path.exists() and path.stat().st_size == pointer.size:
+    return await _fetch(objects, database, folder, pointer.name, pointer.size, pointer.sha256)
+
+
+async def kept(objects: ObjectSettings, database: DatabaseSettings) -> list[ObjectInfo]:
+    """The snapshots that are there, newest first."""
+    async with open_objects(objects, database) as store:
+        found = [info async for info in store.list(BUCKET, "usage-")]
+    return sorted(found, key=lambda info: info.key.rsplit("-", 1)[-1], reverse=True)
+
+
+def version_of(info: ObjectInfo) -> int:
+    """The lake version that a kept snapshot shows."""
+    return int(info.key.split("-")[1])
+
+
+async def fetch_version(
+    objects: ObjectSettings, database: DatabaseSettings, folder: Path, lake_version: int
+) -> Path:
+    """`fetch_latest` of the newest snapshot that shows this lake version.
+
+    Raises:
+        NoSnapshotError: also where it is not kept any more.
+    """
+    there = await kept(objects, database)
+    for info in there:
+        if version_of(info) == lake_version:
+            return await _fetch(objects, database, folder, info.key, info.size, info.sha256)
+    raise NoSnapshotError(
+        f"no snapshot of lake version {lake_version} is kept; `headrace snapshot versions` lists the {len(there)} "
+        "that are, and docs/analysts.md says how to compute an older one again"
+    )
+
+
+async def _fetch(
+    objects: ObjectSettings, database: DatabaseSettings, folder: Path, name: str, size: int, sha256: str
+) -> Path:
+    path = folder / name
+    if path.exists() and path.stat().st_size == size:
         return path
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - one call, before any await of a client
     async with open_objects(objects, database) as store:
@@ -70,9 +106,9 @@ async def fetch_latest(objects: ObjectSettings, database: DatabaseSettings, fold
             async for chunk in store.stream(BUCKET, path.name):
                 digest.update(chunk)
                 file.write(chunk)
-    if digest.hexdigest() != pointer.sha256:
+    if digest.hexdigest() != sha256:
         temporary.unlink()
-        raise NoSnapshotError(f"snapshot {path.name} is damaged: its content is not what its pointer says")
+        raise NoSnapshotError(f"snapshot {path.name} is damaged: its content is not what was written")
     temporary.chmod(0o444)
     temporary.replace(path)
     keep_newest(folder, path.suffix)

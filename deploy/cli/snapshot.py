@@ -1,4 +1,4 @@
-"""`headrace snapshot path|query`: usage as analysts read it."""
+"""`headrace snapshot path|query|versions`: usage as analysts read it."""
 
 import argparse
 import asyncio
@@ -22,39 +22,50 @@ def register(subparsers: Subparsers) -> None:
         run_path,
         examples=("headrace snapshot path", "duckdb -readonly $(headrace snapshot path)"),
     )
+    command(
+        group,
+        "versions",
+        "List the snapshots that are kept, newest first, by the lake version they show",
+        run_versions,
+        examples=("headrace snapshot versions", "headrace snapshot versions --json"),
+    )
     parser = command(
         group,
         "query",
-        "Ask the latest snapshot in SQL",
+        "Ask a snapshot in SQL, the latest unless a version is named",
         run_query,
         examples=(
             'headrace snapshot query "select * from meta"',
             'headrace snapshot query "select tenant_slug, sum(amount_unrounded) from charges group by 1" --json',
+            'headrace snapshot query --version 17 "select * from meta"',
         ),
     )
-    parser.add_argument("sql", help="tables: usage_hourly, usage_daily, charges, prices, meta")
+    parser.add_argument(
+        "sql", help="tables: usage_hourly, usage_daily, usage_elements, meters, charges, prices, meta"
+    )
+    parser.add_argument(
+        "--version", type=int, metavar="N", help="a lake version of `headrace snapshot versions`"
+    )
 
 
-def latest(installation: Installation) -> Path:
-    """Raises: CommandError where there is no snapshot."""
+def fetched(installation: Installation, version: int | None = None) -> Path:
+    """The latest snapshot, or that of a lake version. Raises: CommandError where there is none."""
     from core.settings import DatabaseSettings, ObjectSettings
-    from core.snapshots import NoSnapshotError, fetch_latest
+    from core.snapshots import NoSnapshotError, fetch_latest, fetch_version
     from deploy.session import settings_of
 
+    stores = settings_of(installation, ObjectSettings), settings_of(installation, DatabaseSettings)
+    folder = installation.folder / "snapshots"
     try:
-        return asyncio.run(
-            fetch_latest(
-                settings_of(installation, ObjectSettings),
-                settings_of(installation, DatabaseSettings),
-                installation.folder / "snapshots",
-            )
-        )
+        if version is None:
+            return asyncio.run(fetch_latest(*stores, folder))
+        return asyncio.run(fetch_version(*stores, folder, version))
     except NoSnapshotError as error:
         raise CommandError(str(error)) from error
 
 
 def run_path(arguments: argparse.Namespace) -> int:
-    path = latest(installation_of(arguments))
+    path = fetched(installation_of(arguments))
     if arguments.json:
         print_json({"path": str(path)})
     else:
@@ -62,10 +73,29 @@ def run_path(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_versions(arguments: argparse.Namespace) -> int:
+    from core.settings import DatabaseSettings, ObjectSettings
+    from core.snapshots import kept, version_of
+    from deploy.session import settings_of
+
+    installation = installation_of(arguments)
+    stores = settings_of(installation, ObjectSettings), settings_of(installation, DatabaseSettings)
+    found = [
+        {"lake_version": version_of(info), "name": info.key, "bytes": info.size}
+        for info in asyncio.run(kept(*stores))
+    ]
+    if arguments.json:
+        print_json(found)
+        return 0
+    for one in found:
+        print(f"{one['lake_version']:>8}  {one['name']}  {one['bytes']} bytes")
+    return 0
+
+
 def run_query(arguments: argparse.Namespace) -> int:
     import duckdb
 
-    connection = duckdb.connect(str(latest(installation_of(arguments))), read_only=True)
+    connection = duckdb.connect(str(fetched(installation_of(arguments), arguments.version)), read_only=True)
     try:
         cursor = connection.execute(arguments.sql)
         names, rows = [item[0] for item in cursor.description or []], cursor.fetchall()
