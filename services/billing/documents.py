@@ -58,6 +58,14 @@ class UsageCell(TypedDict):
     dimensions: NotRequired[dict[str, str]]
 
 
+class UsagePeriod(TypedDict):
+    """Usage of one meter in one period, over all dimensions: not always the sum of its cells."""
+
+    period_start: str
+    meter: str
+    quantity: str
+
+
 class AsOf(TypedDict):
     """Usage in front of these offsets of the topic `usage.records` is in the answer."""
 
@@ -74,13 +82,15 @@ Usage = TypedDict(
         "from": str | None,
         "to": str | None,
         "quantities": dict[str, str],
+        "periods": list[UsagePeriod],
         "data": list[UsageCell],
         "live": bool,
         "lake_version": int | None,
         "as_of": AsOf,
     },
 )
-"""`live`: everything up to now is in it. `lake_version`: of the published cells beneath."""
+"""`quantities`: each meter as a whole; `periods`: each meter in each period, over all dimensions (none for grain
+`total`). `live`: everything up to now is in it. `lake_version`: of the published cells beneath."""
 
 
 class MeterShown(TypedDict):

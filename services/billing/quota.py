@@ -14,7 +14,7 @@ from core.decimals import canonical, from_nano, nano_of
 from core.meters import METERS, is_summable
 from services.billing import documents, store
 from services.billing.live import LiveUsage, Published, StaleCellsError, View
-from services.billing.store import MAX_CELLS, Behind, CellRow
+from services.billing.store import MAX_CELLS, Behind, CellRow, Standing
 from services.billing.tail import Cell, Dimensions
 from services.common.errors import invalid
 
@@ -73,9 +73,9 @@ class Quota:
         Raises:
             Problem: 422 `too_many_cells`.
         """
-        rows, totals, published, view = await self._read(question)
+        rows, standing, published, view = await self._read(question)
         sums: _Sums = {}
-        for row in rows:
+        for row in [*rows, *standing.cells]:
             key = (row.period_start, row.meter, tuple(sorted(row.dimensions.items())))
             _add(sums, key, nano_of(row.quantity), row.events)
         for cell in view.cells if view is not None else ():
@@ -100,18 +100,17 @@ class Quota:
             "grain": question.grain,
             "from": None if question.since is None else rfc3339(question.since),
             "to": None if question.until is None else rfc3339(question.until),
-            "quantities": _by_meter(sums, totals),
+            "quantities": _by_meter(sums, standing.whole),
+            "periods": _by_period(sums, standing.periods),
             "data": [_document(key, sums[key], question.grain) for key in sorted(sums, key=_order)],
             "live": view is not None and view.live,
             "lake_version": published.lake_version,
             "as_of": _as_of(published, view),
         }
 
-    async def _read(
-        self, question: Question
-    ) -> tuple[list[CellRow], dict[str, Decimal], Published, View | None]:
-        """Cells and the tail that begins exactly where they end. Those of meters that cannot be added up have
-        the tail in them already; of these also the value of each meter as a whole."""
+    async def _read(self, question: Question) -> tuple[list[CellRow], Standing, Published, View | None]:
+        """Cells and the tail that begins exactly where they end. What cannot be added up has the tail in it
+        already."""
         for attempt in range(ATTEMPTS):
             with tenant(question.tenant):
                 # A replica may lag behind what the tail has already let go: then ask the primary.
@@ -129,17 +128,17 @@ class Quota:
                 view = await self._live.view(published, question.tenant)
             except StaleCellsError:
                 continue
-            more, totals, reflected = await self._elements(question, published, view, primary=attempt > 0)
+            standing, reflected = await self._elements(question, published, view, primary=attempt > 0)
             if reflected == published:
-                return [*rows, *more], totals, published, view
-        more, totals, _ = await self._elements(question, published, None, primary=True)
-        return [*rows, *more], totals, published, None
+                return rows, standing, published, view
+        standing, _ = await self._elements(question, published, None, primary=True)
+        return rows, standing, published, None
 
     async def _elements(
         self, question: Question, published: Published, view: View | None, *, primary: bool
-    ) -> tuple[list[CellRow], dict[str, Decimal], Published]:
+    ) -> tuple[Standing, Published]:
         if question.meter is not None and is_summable(question.meter):
-            return [], {}, published
+            return Standing([], [], {}), published
         behind = [_behind(cell) for cell in (() if view is None else view.cells) if question.contains(cell)]
         with tenant(question.tenant):
             opened = self._app.writer() if primary else self._app.reader()
@@ -208,6 +207,22 @@ def _by_meter(sums: _Sums, whole: dict[str, Decimal]) -> dict[str, str]:
             totals[meter] = totals.get(meter, 0) + nano
     values = {meter: from_nano(units) for meter, units in totals.items()} | whole
     return {meter: canonical(values[meter]) for meter in sorted(values)}
+
+
+def _by_period(sums: _Sums, standing: Iterable[CellRow]) -> list[documents.UsagePeriod]:
+    """Each meter in each period, over all dimensions; nothing where everything is one sum."""
+    added: dict[tuple[datetime, str], int] = {}
+    for (period, meter, _), (nano, _) in sums.items():
+        if period is not None and is_summable(meter):
+            added[period, meter] = added.get((period, meter), 0) + nano
+    values = {key: from_nano(units) for key, units in added.items()}
+    values |= {
+        (row.period_start, row.meter): row.quantity for row in standing if row.period_start is not None
+    }
+    return [
+        {"period_start": rfc3339(period), "meter": meter, "quantity": canonical(values[period, meter])}
+        for period, meter in sorted(values)
+    ]
 
 
 def _order(key: tuple[datetime | None, str, Dimensions]) -> tuple[str, str, Dimensions]:

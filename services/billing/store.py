@@ -39,6 +39,18 @@ class CellRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Usage of meters that cannot be added up."""
+
+    cells: list[CellRow]
+    """At most `MAX_CELLS` + 1; where everything is one sum, a row a meter without period."""
+    periods: list[CellRow]
+    """Each meter in each period, over all dimensions; none where everything is one sum."""
+    whole: dict[str, Decimal]
+    """Each meter over all periods and dimensions."""
+
+
+@dataclass(frozen=True, slots=True)
 class Import:
     """A registered import; events of its source from start to end (both included) may be old."""
 
@@ -129,6 +141,10 @@ _PERIOD: Final[Mapping[Grain | Literal["total"], str]] = {
 }
 
 
+_WHOLE, _PERIODS, _CELLS = 3, 1, 0
+"""What `grouping` says of rows that period and dimensions are summed up in, only dimensions, and neither."""
+
+
 async def elements(
     connection: AsyncConnection,
     grain: Grain | Literal["total"],
@@ -137,14 +153,9 @@ async def elements(
     until: datetime | None,
     meter: str | None,
     behind: Sequence[Behind],
-) -> tuple[list[CellRow], dict[str, Decimal], Published]:
-    """Cells of meters that cannot be added up, with what is behind them, each meter as a whole, and what the
-    published part reflects, in one snapshot.
-
-    Returns:
-        at most `MAX_CELLS` + 1 cells, none for grain `total`; the value of each meter over all its cells; and
-        what was published. Events of meters as a whole stand in a row without period.
-    """
+) -> tuple[Standing, Published]:
+    """Cells of meters that cannot be added up, with what is behind them, and what the published part reflects, in
+    one snapshot."""
     rows = await connection.execute(
         text(
             f"""
@@ -172,11 +183,11 @@ async def elements(
                        case when meter = any(cast(:smallest as text[])) then (array_agg(quantity order by element))[1]
                             when meter = any(cast(:greatest as text[])) then (array_agg(quantity order by element desc))[1]
                             else count(distinct element) end as quantity,
-                       grouping(period, dimensions_key) > 0 as whole
-                from placed group by grouping sets ((meter), (meter, period, dimensions_key))
-                order by whole desc, period, meter, dimensions_key limit :limit
+                       grouping(period, dimensions_key) as level
+                from placed group by grouping sets ((meter), (meter, period), (meter, period, dimensions_key))
+                order by level desc, period, meter, dimensions_key limit :limit
             )
-            select p.offsets, p.version, c.meter, c.period, cast(c.dimensions as jsonb), c.quantity, c.events, c.whole
+            select p.offsets, p.version, c.meter, c.period, cast(c.dimensions as jsonb), c.quantity, c.events, c.level
             from published p left join chosen c on true
             """
         ),
@@ -188,16 +199,24 @@ async def elements(
             "others": meters.not_summable(),
             "smallest": meters.names(Aggregation.MIN),
             "greatest": meters.names(Aggregation.MAX, Aggregation.LATEST),
-            "limit": MAX_CELLS + 1 + len(meters.METERS),
+            "limit": 2 * (MAX_CELLS + 1) + len(meters.METERS),
         },
     )
     found = rows.all()
-    cells = [row for row in found if row[2] is not None and row[7] == (grain == "total")]
-    return (
-        [CellRow(row[2], row[3], {} if row[7] else row[4], row[5], row[6]) for row in cells],
-        {row[2]: row[5] for row in found if row[2] is not None and row[7]},
-        _published(found[0][0], found[0][1]),
-    )
+    of = {
+        level: [
+            CellRow(row[2], row[3], {} if level else row[4], row[5], row[6])
+            for row in found
+            if row[2] is not None and row[7] == level
+        ]
+        for level in (_WHOLE, _PERIODS, _CELLS)
+    }
+    whole = {row.meter: row.quantity for row in of[_WHOLE]}
+    if grain == "total":
+        standing = Standing(of[_WHOLE], [], whole)
+    else:
+        standing = Standing(of[_CELLS], of[_PERIODS], whole)
+    return standing, _published(found[0][0], found[0][1])
 
 
 def _behind(one: Behind) -> dict[str, Any]:

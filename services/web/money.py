@@ -34,17 +34,15 @@ async def usage(person: Person) -> Response:
     most = max((Decimal(one["quantity"]) for one in cells), default=Decimal(0)) or Decimal(1)
     for one in cells:
         one["share"] = float(Decimal(one["quantity"]) / most)
-    picture = bars(_series(cells, meter, day), meter) if meter else ""
+    unit = next((one["unit"] for one in cells if one["unit"]), "")
+    picture = bars(_series(found["periods"], unit, meter, day), meter) if meter else ""
     return page(person, "usage.html", usage=found, cells=cells, meter=meter, day_=day, picture=picture)
 
 
-def _series(cells: list[dict[str, Any]], meter: str, day: str) -> list[Bar]:
+def _series(periods: list[dict[str, Any]], unit: str, meter: str, day: str) -> list[Bar]:
     """A bar for each day of the last 30, or for each hour of a day; those without usage are empty."""
-    sums: dict[str, Decimal] = {}
-    for one in cells:
-        name = one["period_start"][:13] if day else one["period_start"][:10]
-        sums[name] = sums.get(name, Decimal(0)) + Decimal(one["quantity"])
-    unit = next((one["unit"] for one in cells if one["unit"]), "")
+    size = len("2026-03-01T12" if day else "2026-03-01")
+    values = {one["period_start"][:size]: Decimal(one["quantity"]) for one in periods}
     if day:
         names = {f"{day}T{hour:02d}": f"{hour:02d}:00" for hour in range(24)}
     else:
@@ -53,8 +51,8 @@ def _series(cells: list[dict[str, Any]], meter: str, day: str) -> list[Bar]:
     return [
         Bar(
             shown,
-            sums.get(name, Decimal(0)),
-            f"{number(str(sums.get(name, 0)))} {unit}",
+            values.get(name, Decimal(0)),
+            f"{number(str(values.get(name, 0)))} {unit}",
             "" if day else f"/usage?meter={meter}&day={name}",
         )
         for name, shown in names.items()

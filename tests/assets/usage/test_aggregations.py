@@ -332,6 +332,14 @@ def judge(answer: Any, standing: list[Event], grain: str) -> None:
         compare(found, {(m, None, "{}"): cell for (m,), cell in whole.items()})
     else:
         compare(found, oracle.cells(standing, grain))
+        periods = {
+            (one["meter"], datetime.fromisoformat(one["period_start"])): Fraction(one["quantity"])
+            for one in answer["periods"]
+        }
+        each = oracle.gathered(standing, lambda event: (event.meter, oracle.start_of(event, grain)))
+        assert {key: q for key, q in periods.items() if q or key in each} == {
+            k: q for k, (q, _) in each.items()
+        }
 
 
 async def invariants(database: DatabaseSettings) -> bool:
