@@ -129,6 +129,33 @@ def standing(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     return folded.filter(pl.col("events") > 0).with_columns(quantity=value.cast(schema.QUANTITY))
 
 
+def deciding(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Standing elements of pieces that decide what a piece is: the greatest, the smallest, or of a unique count each.
+
+    Args:
+        rows: keys (`meter` among them), element, and whatever else.
+    """
+    lowest = pl.col("element") == pl.col("element").min().over(keys)
+    highest = pl.col("element") == pl.col("element").max().over(keys)
+    meter = pl.col("meter")
+    return rows.filter(
+        meter.is_in(names(Aggregation.UNIQUE_COUNT))
+        | (meter.is_in(names(Aggregation.MIN)) & lowest)
+        | (meter.is_in(names(Aggregation.MAX, Aggregation.LATEST)) & highest)
+    )
+
+
+def grouped_dimensions(name: str | None) -> pl.Expr:
+    """Of landed rows of a meter the dimensions that their cells have."""
+    meter = None if name is None else METERS.get(name)
+    written = pl.col("dimensions")
+    if meter is None or not meter.measured:
+        return written
+    return written.map_elements(
+        lambda text: dimensions_text(grouped(meter, json.loads(text))), return_dtype=pl.String
+    )
+
+
 def cells(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     """Absolute cells: keys, quantity, events. A cell whose events were all voided has quantity 0.
 

@@ -17,6 +17,7 @@ from assets.slices.index import IdentityIndex
 from assets.slices.losses import losses
 from assets.slices.progress import landed_from
 from assets.usage import schema
+from assets.usage.elements import deciding, grouped_dimensions, measured, standing
 from assets.usage.originals import PLACE, rows_at
 from assets.usage.progress import landed_slice
 from assets.usage.transform import COUNTED
@@ -24,6 +25,7 @@ from core.contracts.usage import void_identity
 from core.ids import identity
 from core.lake import Lake
 from core.lake.read import read, scan, spans
+from core.meters import METERS, Aggregation, not_summable
 from core.topology import TOPICS
 
 ROWS_AT_ONCE: Final = 2_000_000
@@ -38,7 +40,7 @@ SHOWN: Final = (
 OBJECT: Final = "object"
 """Path within the table of the file that a row stands in."""
 CELLS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
-    "meter": pl.String, "dimensions": pl.String, "hour": schema.TIME, "quantity": schema.QUANTITY, "events": pl.Int64,
+    "meter": pl.String, "dimensions": pl.String, "element": pl.String, "hour": schema.TIME, "quantity": schema.QUANTITY, "events": pl.Int64,
 }  # fmt: skip
 
 
@@ -72,7 +74,8 @@ class Wanted:
 
 
 def cells(lake: Lake, wanted: Wanted) -> pl.DataFrame:
-    """Hourly sums of the rows: meter, dimensions, hour, quantity, events, in that order.
+    """Hourly sums of the rows: meter, dimensions, element, hour, quantity, events, in that order; of what cannot
+    be added up by element.
 
     Memory is that of the sums, whatever the number of rows; time is that of reading the columns it needs
     of all files that can hold such rows.
@@ -83,25 +86,39 @@ def cells(lake: Lake, wanted: Wanted) -> pl.DataFrame:
     )  # fmt: skip
     if rows is None:
         return pl.DataFrame(schema=CELLS)
-    summed = rows.group_by("meter", "dimensions", hour=pl.col("event_time").dt.truncate("1h")).agg(
+    others = [name for name, meter in METERS.items() if meter.aggregation is not Aggregation.SUM]
+    unusual = pl.col("meter").is_in(others)
+    parts = [_summed(rows.filter(~unusual).with_columns(element=pl.lit(None, pl.String)))]
+    columns = ("tenant", "meter", "dimensions", "quantity", "event_time", "kind", "identity", "data")
+    if len(special := rows.filter(unusual).select(columns).collect(engine="streaming")):
+        parts.append(_summed(measured(special).lazy()))
+    return pl.concat(parts).sort("meter", "dimensions", "hour", "element")
+
+
+def _summed(rows: pl.LazyFrame) -> pl.DataFrame:
+    keys = ("meter", "dimensions", "element")
+    summed = rows.group_by(*keys, hour=pl.col("event_time").dt.truncate("1h")).agg(
         pl.col("quantity").sum(),
         events=pl.len().cast(pl.Int64) - 2 * (pl.col("kind") == schema.VOID).sum().cast(pl.Int64),
     )
-    found = summed.select(pl.col(name).cast(kind) for name, kind in CELLS.items())
-    return found.sort("meter", "dimensions", "hour").collect(engine="streaming")
+    return summed.select(pl.col(name).cast(kind) for name, kind in CELLS.items()).collect(engine="streaming")
 
 
 def pieces(lake: Lake, wanted: Wanted, edges: Sequence[datetime]) -> pl.DataFrame:
-    """`cells` added up by month and between edges: meter, dimensions, quantity, events, first, last (hours)."""
+    """`cells` added up by month and between edges: meter, dimensions, element, quantity, events, first, last (hours);
+    of what cannot be added up the elements that decide (`core.invoices.store.usage`)."""
     found = cells(lake, wanted)
     segments = pl.Series(sorted(set(edges)), dtype=schema.TIME).search_sorted(found["hour"], side="right")
-    return (
-        found.with_columns(segment=segments, month=pl.col("hour").dt.truncate("1mo"))
-        .group_by("meter", "dimensions", "segment", "month")
-        .agg(pl.col("quantity", "events").sum(), first=pl.col("hour").min(), last=pl.col("hour").max())
-        .sort("meter", "first", "dimensions")
-        .select("meter", "dimensions", "quantity", "events", "first", "last")
-    )
+    keys = ["meter", "dimensions", "segment", "month"]
+    placed = found.with_columns(segment=segments, month=pl.col("hour").dt.truncate("1mo"))
+    span = {"first": pl.col("hour").min(), "last": pl.col("hour").max()}
+    special = pl.col("meter").is_in(not_summable())
+    sums = placed.filter(~special).group_by(keys).agg(pl.col("quantity", "events").sum(), **span)
+    held = standing(placed.filter(special), [*keys, "hour"]).group_by(*keys, "element")
+    elements = deciding(held.agg(pl.col("quantity").first(), pl.col("events").sum(), **span), keys)
+    columns = ["meter", "dimensions", "element", "quantity", "events", "first", "last"]
+    every = [sums.with_columns(element=pl.lit(None, pl.String)).select(columns), elements.select(columns)]
+    return pl.concat(every).sort("meter", "first", "dimensions", "element")
 
 
 def selections(of: Iterable[tuple[str, datetime, datetime]]) -> pl.DataFrame:
@@ -147,8 +164,9 @@ def page(
         )  # fmt: skip
         if rows is None:
             continue
+        rows = rows.with_columns(grouped=grouped_dimensions(wanted.meter))
         chosen = (
-            rows.join(selections.lazy(), on="dimensions")
+            rows.join(selections.lazy(), left_on="grouped", right_on="dimensions")
             .filter((pl.col("event_time") >= pl.col("since")) & (pl.col("event_time") < pl.col("until")))
             .select(pl.col(name).cast(kind) for name, kind in types.items())
             .bottom_k(limit - held, by=place)

@@ -89,6 +89,8 @@ class Piece(msgspec.Struct, frozen=True):
     events: int
     first: datetime
     last: datetime
+    element: str = ""
+    """Of a meter that cannot be added up."""
 
 
 class Summed(msgspec.Struct, frozen=True):

@@ -45,7 +45,7 @@ class Lookup:
         found = await self._read(asked.generation, lambda lake: facts.pieces(lake, wanted, asked.edges))
         return Summed([
             Piece(row["meter"], json.loads(row["dimensions"]), f"{row['quantity']:f}", row["events"],
-                  row["first"], row["last"])
+                  row["first"], row["last"], row["element"] or "")
             for row in found.iter_rows(named=True)
         ])  # fmt: skip
 

@@ -44,7 +44,9 @@ class Lake:
         )  # fmt: skip
         found = await self._ask("sums", asked, lookup.Summed)
         return [
-            Piece(one.meter, one.dimensions, Decimal(one.quantity), one.events, one.first, one.last)
+            Piece(
+                one.meter, one.dimensions, Decimal(one.quantity), one.events, one.first, one.last, one.element
+            )
             for one in found.pieces
         ]
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from assets.usage import facts
 from assets.usage.asof import cells_as_of, cells_of, rows_as_of
 from assets.usage.evidence import evidence
 from assets.usage.folding import fold_full_blocks
@@ -25,7 +26,7 @@ from assets.usage.landing import land
 from assets.usage.publish import publish
 from assets.usage.replay import rebuild
 from assets.usage.rollup import daily, roll_up
-from assets.usage.snapshot import Published, build, rateable, tables, verify
+from assets.usage.snapshot import Published, build, rateable, tables, usage_of, verify
 from core.database import Database, tenant
 from core.eventlog import open_eventlog
 from core.eventlog.api import Record
@@ -202,7 +203,7 @@ class Stand:
         self.known.append(self.ledger.standing)
 
 
-@settings(max_examples=20, deadline=None, phases=PHASES, suppress_health_check=SLOW)
+@settings(max_examples=10, deadline=None, phases=PHASES, suppress_health_check=SLOW)
 @given(history=histories())
 def test_hours_days_snapshots_and_drafts_are_a_recount(postgres: DatabaseSettings, history: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -230,6 +231,10 @@ def test_hours_days_snapshots_and_drafts_are_a_recount(postgres: DatabaseSetting
         assert {key: q for key, q in snapshot.items() if q or key in charged(standing)} == charged(standing)
         draft = lines(asyncio.run(rated(postgres)))
         assert {key: q for key, q in draft.items() if q or key in charged(standing)} == charged(standing)
+        counted = facts.pieces(stand.lake, facts.Wanted(oracle.TENANT, last), [])
+        usage = usage_of(counted.rename({"first": "hour"}))
+        found = lines(rate(usage, PriceBook(oracle.TENANT, PRICES)).lines)
+        assert {key: q for key, q in found.items() if q or key in charged(standing)} == charged(standing)
         again = Lake(ObjectSettings(objects_url=f"file://{folder}"), generation=2, of=TABLES)
         rebuild(stand.lake, again, Path(folder) / "index.2", 1, None)
         compare(frame_cells(cells_as_of(again, last)), oracle.cells(standing, "hour"))

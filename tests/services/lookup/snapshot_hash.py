@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from assets.usage.asof import cells_as_of
+from assets.usage.asof import rows_as_of
 from assets.usage.generation import usage_lake
 from assets.usage.snapshot import published, tables
 from core.content import digest
@@ -19,6 +19,6 @@ if __name__ == "__main__":
     assert now is not None
     state = replace(now, slice=last, prices=[each for each in now.prices if each.revision <= revision])
     lake = usage_lake(ObjectSettings(), database)
-    frames, _ = tables(cells_as_of(lake, last), state)
+    frames, _ = tables(rows_as_of(lake, last), state)
     rows = [(name, *map(str, row)) for name, frame in sorted(frames.items()) for row in frame.rows()]
     print(pl.thread_pool_size(), digest(rows))
