@@ -31,7 +31,7 @@ from core.topology import TOPICS
 from quality import gates
 
 PUBLISHED = (
-    "usage_cell", "usage_conservation", "usage_watermark", "usage_publication", "usage_object", "usage_hold", "usage_purge",
+    "usage_cell", "usage_element", "usage_conservation", "usage_watermark", "usage_publication", "usage_object", "usage_hold", "usage_purge",
     "landing_loss", "usage_quarantine", "usage_promotion", "usage_generation",
 )  # fmt: skip
 

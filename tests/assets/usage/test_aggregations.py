@@ -75,7 +75,7 @@ def meters() -> Iterator[None]:
 
 
 def emptied(database: DatabaseSettings) -> DatabaseSettings:
-    query(database, f"truncate {', '.join((*PUBLISHED, 'usage_element'))}")
+    query(database, f"truncate {', '.join(PUBLISHED)}")
     return database
 
 

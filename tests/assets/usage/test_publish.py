@@ -20,7 +20,14 @@ from core.lake import Lake
 from core.settings import DatabaseSettings
 from tests.assets.usage.lake import NOW, event, local_lake, records, slice_of
 
-TABLES = ("usage_cell", "usage_conservation", "usage_watermark", "usage_publication", "usage_quarantine")
+TABLES = (
+    "usage_cell",
+    "usage_element",
+    "usage_conservation",
+    "usage_watermark",
+    "usage_publication",
+    "usage_quarantine",
+)
 
 
 @pytest.fixture
