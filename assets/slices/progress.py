@@ -97,7 +97,7 @@ def next_slice(
     topic: str,
     table: str,
     *,
-    most: int = 500_000,
+    most: int = 300_000,
 ) -> Slice | None:
     """What is to land next: at most `most` records, shared fairly between the partitions.
 

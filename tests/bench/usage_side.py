@@ -33,7 +33,7 @@ from tests.bench.stream_peers import answer, measured
 
 MOST = 250_000
 """Records of a slice where sides are compared."""
-LARGEST = 500_000
+LARGEST = 300_000
 """What the sensor gives one run at most."""
 
 
