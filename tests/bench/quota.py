@@ -155,7 +155,8 @@ class Load:
         await _sleep_until(at)
         self.late.append(time.monotonic() - at)
         self.offered += BATCH
-        self.accepted += await self._post(body, key, "", BATCH)
+        taken = await self._post(body, key, "", BATCH)
+        self.accepted += taken
 
     async def _post(self, body: bytes, key: str, kind: str, events: int) -> int:
         """How many of these events were accepted."""
