@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -117,7 +117,7 @@ def create_app(lifecycle: Lifecycle, loop: Execute | None = None) -> FastAPI:
             )
             runner = Runner(
                 runs,
-                _counted(loop or partial(execute, providers=providers, tools=tools), window),
+                counted_in(loop or partial(execute, providers=providers, tools=tools), window.settle),
                 instance=f"{socket.gethostname()}-{os.getpid()}",
                 capacity=bounds.agent_runs,
                 lease_seconds=bounds.agent_lease_seconds,
@@ -153,15 +153,14 @@ def create_app(lifecycle: Lifecycle, loop: Execute | None = None) -> FastAPI:
     )
 
 
-def _counted(loop: Execute, window: TokenWindow) -> Execute:
-    """`loop`, with what a run used counted against the tokens a minute of its organisation."""
+def counted_in(loop: Execute, settle: Callable[[str, int], Awaitable[None]]) -> Execute:
+    """`loop`, with what a run used counted against the tokens a minute of its organisation: when it waits for a
+    person, who may never answer, and what came after that at its end."""
 
     async def counted(run: RunContext, journal: Journal) -> Outcome:
         outcome = await loop(run, journal)
-        if outcome.status == "waiting":
-            return outcome  # totals are of the whole run: they are counted at its end
-        used = outcome.input_tokens + outcome.output_tokens
-        await window.settle(window_name(run.tenant_id, run.user), used)
+        used = outcome.input_tokens + outcome.output_tokens - run.counted
+        await settle(window_name(run.tenant_id, run.user), used)
         return outcome
 
     return counted

@@ -69,13 +69,16 @@ async def decide(
     """Answer a question of a locked run. The same answer again changes nothing.
 
     Raises:
-        Problem: 404 where this was not asked, 409 `approval_resolved` where it has another answer.
+        Problem: 404 where this was not asked, 409 `approval_asked_again` where it has an answer and the call
+            is asked about anew, 409 `approval_resolved` where it has another answer.
     """
     key = {"run": run.id, "call": call, "round": round}
     row = await one(connection, f"{_APPROVAL} and a.call = :call and a.round = :round", **key)
     if row is None:
         raise not_found("approval")
     asked = _approval(row)
+    if asked.decision is not None:
+        await _check_latest(connection, asked)
     if asked.decision == decision:
         return asked
     if asked.decision is not None or asked.late or run.status != "waiting":
@@ -90,6 +93,19 @@ async def decide(
     row = await one(connection, f"{_APPROVAL} and a.call = :call and a.round = :round", **key)
     assert row is not None, "answered in this transaction"
     return _approval(row)
+
+
+async def _check_latest(connection: AsyncConnection, asked: Approval) -> None:
+    """Whoever names no round, or an old one, must not believe that they have answered the open question."""
+    stands = await open_of(connection, asked.run_id)
+    if stands is not None and stands.call == asked.call:
+        raise Problem(
+            409,
+            "approval_asked_again",
+            "It is asked about again",
+            f"The question about {asked.call} of round {asked.round} has the answer `{asked.decision}`; the call was "
+            f"interrupted since and may have happened. To answer what the run waits for, send `round` {stands.round}.",
+        )
 
 
 async def withdraw(connection: AsyncConnection, run: Run, by: str) -> Run:

@@ -306,7 +306,7 @@ class Conversations:
     async def decide(
         self, principal: Principal, run_id: str, call: str, body: schemas.NewDecision
     ) -> schemas.ApprovalShown:
-        """Raises: Problem 404, 409 `approval_resolved`."""
+        """Raises: Problem 404, 409 `approval_resolved` and `approval_asked_again`."""
         async with self._writer(principal) as connection:
             found = await store.run(connection, Viewer.of(principal), run_id, lock=True)
             if found is None:

@@ -19,15 +19,18 @@ from services.agents.notes import Identity
 HISTORY: Final = 200
 """Messages of a conversation that a run is given; the loop takes as many as its model can hold."""
 
-# Within a conversation runs go one after another: none is taken while an earlier one is open.
+_FIRST: Final = """
+          not exists (
+              select from run e where e.tenant_id = r.tenant_id and e.conversation_id = r.conversation_id
+                and e.turn < r.turn and e.status in ('queued', 'running', 'waiting'))
+"""
+"""Within a conversation runs go one after another: none is taken while an earlier one is open."""
 _CLAIM: Final = text(
-    """
+    f"""
     with next as (
         select r.tenant_id, r.id, r.status from run r
         where r.status in ('queued', 'running') and (r.status = 'queued' or r.lease_until < clock_timestamp())
-          and not exists (
-              select from run e where e.tenant_id = r.tenant_id and e.conversation_id = r.conversation_id
-                and e.turn < r.turn and e.status in ('queued', 'running', 'waiting'))
+          and {_FIRST}
         order by r.sequence limit :limit for update skip locked
     )
     update run r set
@@ -38,6 +41,7 @@ _CLAIM: Final = text(
     from next where r.tenant_id = next.tenant_id and r.id = next.id
     returning r.tenant_id, r.id, r.conversation_id, r.turn, r.user_id, r.agent_id, r.agent_version, r.spec::text as spec, r.epoch,
               r.stalls, r.last_seq, r.safe_seq, r.steps, r.cancel_by, r.traceparent, next.status as found,
+              r.input_tokens, r.output_tokens, r.requests, r.tool_calls,
               extract(epoch from clock_timestamp() - r.started_at - r.waited) as running_for
     """
 )
@@ -73,6 +77,11 @@ class Claimed:
     """Seconds since its first start, without those it waited for people."""
     taken_over: bool
     """Another instance had it, and did not end it."""
+    input_tokens: int
+    output_tokens: int
+    requests: int
+    tool_calls: int
+    """Totals when it last waited for a person."""
 
 
 async def claim(
@@ -140,6 +149,7 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
         checkpoints=tuple(Checkpoint(row.step, row.kind, bytes(row.payload)) for row in steps),
         deadline=now() + timedelta(seconds=claimed.spec.limits.seconds - claimed.running_for),
         answered=tuple(Answered(row.call, row.round, row.decision, row.note) for row in answered),
+        counted=claimed.input_tokens + claimed.output_tokens,
     )
     return found, int(own[-1].place) + 1
 
@@ -169,12 +179,16 @@ def wake_up(run: Identity) -> NewRecord:
 
 
 async def waiting(connection: AsyncConnection) -> tuple[int, float]:
-    """How many runs are queued, and for how long the oldest (seconds)."""
+    """How many queued runs an instance could take, and for how long the oldest could have been taken (seconds):
+    the time in which it waited for a person or for an earlier turn does not count."""
     row = (
         await connection.execute(
             text(
-                "select count(*), coalesce(max(extract(epoch from clock_timestamp() - created_at)), 0)"
-                " from run where status = 'queued'"
+                "select count(*), coalesce(max(extract(epoch from clock_timestamp() - greatest(r.created_at,"
+                " (select max(a.decided_at) from approval a where a.tenant_id = r.tenant_id and a.run_id = r.id),"
+                " (select max(e.ended_at) from run e where e.tenant_id = r.tenant_id"
+                " and e.conversation_id = r.conversation_id and e.turn < r.turn)))), 0)"
+                f" from run r where r.status = 'queued' and {_FIRST}"
             )
         )
     ).one()
@@ -208,4 +222,8 @@ def _claimed(row: Row[Any]) -> Claimed:
         cancel_by=row.cancel_by,
         running_for=max(0.0, float(row.running_for)),
         taken_over=row.found == "running",
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        requests=row.requests,
+        tool_calls=row.tool_calls,
     )

@@ -82,6 +82,7 @@ class _Loop:
         self._memory, self._policy = tools.memory, policy
         self._tools = tools.of(run.spec.tools)
         self._state = State(run)
+        journal.turn = len(self._state.turns)
         self._toolset = RunTools(run, journal, self._state, self._tools)
         self._agent = Agent(instructions=run.spec.instructions or None, output_type=str)
         self._attempt = 0

@@ -278,15 +278,15 @@ class _Running:
             )
         if claimed.cancel_by is not None:
             journal.cancel(claimed.cancel_by)
-            return Outcome(status="cancelled")
+            return self._ending(status="cancelled")
         if context is None:
-            return Outcome(
+            return self._ending(
                 status="failed",
                 error_code="run_unreadable",
                 error_message="What is stored of the run cannot be read by this version; ask again.",
             )
         if claimed.stalls > MAX_STALLS:
-            return Outcome(
+            return self._ending(
                 status="failed",
                 error_code="run_stalled",
                 error_message=f"The run was taken over {claimed.stalls} times without getting further.",
@@ -325,7 +325,7 @@ class _Running:
         if isinstance(error, FencedError):
             raise error
         _log.error("the loop failed", run=self.claimed.identity.run_id, exc=error)
-        return Outcome(
+        return self._ending(
             status="failed",
             error_code="internal_error",
             error_message="The run failed on our side; start it again.",
@@ -334,10 +334,10 @@ class _Running:
 
     def _stopped_outcome(self, reason: _Reason, context: RunContext) -> Outcome | None:
         if reason == "cancel":
-            return Outcome(status="cancelled")
+            return self._ending(status="cancelled")
         if reason == "deadline":
             seconds = context.spec.limits.seconds
-            return Outcome(
+            return self._ending(
                 status="failed",
                 error_code="limit_seconds",
                 error_message=f"The run did not end within {seconds} s; raise `limits.seconds` or ask for less.",
@@ -345,6 +345,17 @@ class _Running:
         if reason == "lost":
             raise FencedError(self.claimed.identity.run_id)
         return None
+
+    def _ending(self, **fields: Any) -> Outcome:
+        """One that the loop did not make: with the totals that are stored, of when the run last waited."""
+        claimed = self.claimed
+        return Outcome(
+            input_tokens=claimed.input_tokens,
+            output_tokens=claimed.output_tokens,
+            requests=claimed.requests,
+            tool_calls=claimed.tool_calls,
+            **fields,
+        )
 
     async def _end(self, journal: RunJournal, outcome: Outcome) -> None:
         try:

@@ -386,11 +386,14 @@ async def status_of(connection: AsyncConnection, run_id: str) -> Status:
 
 
 async def cancel_idle(connection: AsyncConnection, run_id: str, by: str) -> None:
-    """End a locked run that nobody executes; its terminal event is the next one."""
+    """End a locked run that nobody executes, and what it asks; its terminal event is the next one."""
     await connection.execute(
         text(
             "with ended as (update run set status = 'cancelled', cancel_by = :by, last_seq = last_seq + 1,"
-            " ended_at = clock_timestamp() where id = :id and status in ('queued', 'waiting') returning tenant_id, id)"
+            " ended_at = clock_timestamp() where id = :id and status in ('queued', 'waiting') returning tenant_id, id),"
+            # Of one that was to end when it asked, and which nobody has taken since.
+            " unanswered as (update approval a set decision = 'cancelled', decided_at = clock_timestamp() from ended e"
+            " where a.tenant_id = e.tenant_id and a.run_id = e.id and a.decision is null)"
             " delete from checkpoint c using ended e where c.tenant_id = e.tenant_id and c.run_id = e.id"
         ),
         {"id": run_id, "by": by},

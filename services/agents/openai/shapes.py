@@ -56,7 +56,7 @@ def asked(run_id: str, said: Said) -> Problem:
         "approval_required",
         "A person must decide",
         f"The run waits until a person allows {data.get('name')} or not: POST "
-        f"/api/v1/runs/{run_id}/approvals/{data.get('call')}. It then goes on by itself; read its answer from "
+        f"/api/v1/runs/{run_id}/approvals/{data.get('call')} with `decision` and `round` {data.get('round')}. It then goes on by itself; read its answer from "
         "its conversation, and do not send this again.",
         headers={"x-should-retry": "false"},
     )

@@ -54,6 +54,7 @@ class Notebook:
         self.cancelled = asyncio.Event()
         self.turn = 0
         self.events: list[tuple[str, dict[str, Any]]] = []
+        self.turns: list[tuple[str, int]] = []
         self.checkpoints: list[Checkpoint] = list(earlier.checkpoints) if earlier else []
         self.usage: list[UsageEvent] = list(earlier.usage) if earlier else []
         self.flushes = 0
@@ -62,6 +63,7 @@ class Notebook:
     def emit(self, type: str, data: Mapping[str, Any]) -> None:
         assert type in TYPES - TERMINAL, type
         self.events.append((type, msgspec.to_builtins(dict(data))))
+        self.turns.append((type, self.turn))
 
     async def flush(self) -> None:
         self.flushes += 1

@@ -11,7 +11,8 @@ import pytest
 from core.clock import now
 from core.database import Database, tenant
 from core.tasks import cancel
-from services.agents import decisions, schemas, store
+from services.agents import decisions, leases, schemas, store
+from services.agents.app import counted_in
 from services.agents.handlers import Conversations
 from services.agents.journal import Journal
 from services.agents.model import Outcome, Question, RunContext
@@ -156,6 +157,35 @@ async def test_a_run_that_waits_is_cancelled_at_once(arena: Arena, asker: Asker)
     assert (await ended(asker, run)).types == story.types
 
 
+async def test_an_answer_to_an_earlier_question_is_none_to_the_one_that_stands(
+    arena: Arena, asker: Asker
+) -> None:
+    run = (await asker.ask("x")).run_id
+
+    async def twice(context: RunContext, journal: Journal) -> Outcome:
+        """Asks about the same call again, as where an instance dies after the first answer."""
+        if (round := len(context.answered) + 1) > 2:
+            return Outcome(status="completed", message_id=f"msg_of_{run}", text="done")
+        again = Question(CALL, round, "effect", "{}", "interrupted", now() + timedelta(hours=24))
+        return Outcome(status="waiting", question=again)
+
+    async with here(arena, twice):
+        await asker.decide(await asked(asker, run), "approve")
+        second = await asked(asker, run)
+        assert second.round == 2
+        for decision in ("approve", "reject"):
+            body = schemas.NewDecision(decision=decision)
+            with pytest.raises(Problem) as refused:
+                await Conversations(asker.app).decide(asker.principal, run, CALL, body)
+            assert (refused.value.status, refused.value.code) == (409, "approval_asked_again")
+            assert "`round` 2" in refused.value.detail
+        assert await asker.waits(run) == second
+        await asker.decide(second, "approve")
+        await ended(asker, run)
+    body = schemas.NewDecision(decision="approve")
+    assert (await Conversations(asker.app).decide(asker.principal, run, CALL, body))["round"] == 1
+
+
 async def test_one_that_is_to_end_when_it_asks_ends(arena: Arena, asker: Asker) -> None:
     run = (await asker.ask("x")).run_id
 
@@ -170,6 +200,45 @@ async def test_one_that_is_to_end_when_it_asks_ends(arena: Arena, asker: Asker) 
     assert story.types[-2:] == ["approval.requested", "run.cancelled"]
     (asked_,) = await asker.rows("select decision from approval where run_id = :r", r=run)
     assert asked_.decision == "cancelled"
+    used = {"input": 5, "output": 2, "requests": 1, "tool_calls": 0}
+    assert story.events[-1].data == {"by": "usr_late", "usage": used}
+    assert (await asker.runs())[run].input_tokens == 5
+
+
+async def test_one_that_is_cancelled_between_its_question_and_its_end_leaves_no_question(
+    arena: Arena, asker: Asker
+) -> None:
+    run = (await asker.ask("x")).run_id
+    async with here(arena):
+        await asked(asker, run)
+    # As `_WAIT` leaves a run that somebody wanted to end when it asked; no instance has come for it yet.
+    await asker.execute("update run set status = 'queued', cancel_by = 'usr_late' where id = :r", r=run)
+    await asker.cancel(run)
+    assert (await ended(asker, run)).types[-1] == "run.cancelled"
+    (asked_,) = await asker.rows("select decision from approval where run_id = :r", r=run)
+    assert asked_.decision == "cancelled"
+
+
+async def test_tokens_are_counted_when_a_run_waits_and_once(arena: Arena, asker: Asker) -> None:
+    counted: list[int] = []
+
+    async def settle(name: str, tokens: int) -> None:
+        assert name == f"tenant:{asker.tenant_id}"
+        counted.append(tokens)
+
+    async def more(context: RunContext, journal: Journal) -> Outcome:
+        outcome = await execute(context, journal)
+        return (
+            outcome if outcome.question else msgspec.structs.replace(outcome, input_tokens=9, output_tokens=4)
+        )
+
+    run = (await asker.ask("x")).run_id
+    async with here(arena, counted_in(more, settle)):
+        question = await asked(asker, run)
+        assert counted == [7], "whoever cancels it now leaves nothing uncounted"
+        await asker.decide(question, "approve")
+        await ended(asker, run)
+    assert counted == [7, 6]
 
 
 async def test_a_deleted_conversation_takes_its_question_along(arena: Arena, asker: Asker) -> None:
@@ -189,11 +258,21 @@ async def test_a_later_turn_waits_for_the_answer_of_the_earlier(arena: Arena, as
     async with here(arena):
         question = await asked(asker, first.run_id)
         assert (await asker.runs())[second.run_id].status == "queued"
-        await asker.decide(question, "reject")
+        assert await queued(asker) == (0, 0), "no instance could take it"
+    await asker.execute("update run set created_at = created_at - interval '1 hour'")
+    await asker.decide(question, "reject")
+    count, seconds = await queued(asker)
+    assert (count, seconds < 3000) == (1, True), "it can be taken since the answer, not for an hour"
+    async with here(arena):
         await asker.decide(await asked(asker, second.run_id), "approve")
         await ended(asker, second.run_id)
     rows = await asker.runs()
     assert rows[first.run_id].ended_at < rows[second.run_id].ended_at
+
+
+async def queued(asker: Asker) -> tuple[int, float]:
+    async with asker.system.reader() as connection:
+        return await leases.waiting(connection)
 
 
 async def test_nobody_else_sees_or_decides_it(arena: Arena, asker: Asker) -> None:

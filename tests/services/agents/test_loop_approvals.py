@@ -71,6 +71,7 @@ async def test_who_is_asked(
     later = Notebook(earlier=journal)
     outcome = await arena_.execute(resumed(run, journal, answer(question, "approve")), later)
     check_answer(later, outcome)
+    assert [turn for type, turn in later.turns if type == "tool_result"] == [1]
     assert counting.calls == [question.call]
     assert (outcome.requests, outcome.tool_calls) == (2, 1)
     assert later.metered()["llm.requests"] == 2

@@ -140,6 +140,7 @@ async def test_a_chat_says_where_to_decide_and_is_not_sent_again(
         run = refused.value.response.headers["x-run-id"]
         asked = await waiting(http, run)
         assert f"/api/v1/runs/{run}/approvals/{asked['id']}" in refused.value.message
+        assert "`round` 1" in refused.value.message
         conversation = refused.value.response.headers["x-conversation-id"]
         listed = (await http.get(f"/api/v1/conversations/{conversation}/runs")).json()["data"]
         assert [one["id"] for one in listed] == [run]
