@@ -161,6 +161,21 @@ def test_a_person_decides_about_a_call(person: Visitor) -> None:
     assert not form.is_visible()
 
 
+def test_a_second_question_is_shown_although_the_run_before_it_ended_meanwhile(person: Visitor) -> None:
+    form, stop = person.page.locator("form.approval"), person.page.locator(".stop button")
+    person.begin("Careful", "What is forty and two?")
+    form.wait_for()
+    first = str(form.get_attribute("action"))
+    person.ask("And once more?")  # it waits behind the first
+    person.page.locator(".message.user").nth(1).wait_for()
+    form.locator("button[value=approve]").click()
+    person.page.locator(f"form.approval:not([action='{first}'])").wait_for()
+    assert stop.is_visible()
+    form.locator("button[value=approve]").click()
+    assert "42" in person.answered(2)
+    assert not stop.is_visible()
+
+
 def test_usage_over_time_is_a_picture_that_leads_to_its_hours(person: Visitor, site: Site) -> None:
     moment = datetime.now(UTC)
     _use(site.gateway_address, "embedding.tokens", 1234, moment)

@@ -66,16 +66,25 @@
     item.append(box);
   };
 
+  // Runs of a conversation go one after another, but their streams come as they come: what is shown is of
+  // whoever spoke last, and it is put away with the last of them.
+  const following = new Set();
+  let asking = "";
+
+  const show = (run) => {
+    live.hidden = stop.hidden = false;
+    live.setAttribute("aria-busy", "true");
+    stop.action = "/runs/" + encodeURIComponent(run) + "/stop";
+  };
+
   const follow = (run) => {
     let answer = null;
     let parts = [];
     let last = 0;
     let source = null;
     let ended = false;
-    live.hidden = false;
-    live.setAttribute("aria-busy", "true");
-    stop.action = "/runs/" + encodeURIComponent(run) + "/stop";
-    stop.hidden = false;
+    following.add(run);
+    show(run);
     steps.replaceChildren();
     status.textContent = says.waiting;
 
@@ -85,6 +94,8 @@
       approval.querySelector(".why").textContent = says[data.reason] || "";
       approval.querySelector(".call").textContent = data.name + " " + data.arguments;
       approval.hidden = false;
+      asking = run;
+      show(run);
       status.textContent = says.asks;
     };
 
@@ -92,12 +103,22 @@
     const end = (text) => {
       ended = true;
       source.close();
+      following.delete(run);
+      live.dataset.ended = run;
+      answered();
+      if (following.size) {
+        if (text) steps.append(element("li", "warn", text));
+        return;
+      }
       live.setAttribute("aria-busy", "false");
-      stop.hidden = approval.hidden = true;
+      stop.hidden = true;
       status.textContent = text;
       live.hidden = !text && !steps.children.length;
-      live.dataset.ended = run;
       composer.elements.text.focus({ preventScroll: true });
+    };
+
+    const answered = () => {
+      if (asking === run) approval.hidden = true;
     };
 
     const handle = (event) => {
@@ -112,10 +133,10 @@
       last = envelope.seq;
       const data = envelope.data;
       switch (event.type) {
-        case "run.started": status.textContent = says.working; break;
+        case "run.started": show(run); status.textContent = says.working; break;
         case "tool_call.started": steps.append(element("li", "", says.tool + " " + data.name)); break;
         case "approval.requested": ask(data); break;
-        case "approval.resolved": approval.hidden = true; status.textContent = says.working; break;
+        case "approval.resolved": answered(); status.textContent = says.working; break;
         case "retrieval.degraded": steps.append(element("li", "warn", says.degraded)); break;
         case "run.takeover":
           parts = parts.filter((part) => part.seq <= data.discard_after_seq);
@@ -167,7 +188,7 @@
       const said = await answer.json();
       if (!answer.ok) {
         live.hidden = false;
-        stop.hidden = true;
+        stop.hidden = !following.size;
         status.textContent = said.detail || says.failed;
         return;
       }
