@@ -13,6 +13,7 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     hang             headers, then nothing
     empty            an answer without a word
     malformed        a tool call whose arguments are not JSON
+    held             as `slow`, which stands still after 10 words until the double is `released`
     slow             words every 30 ms; `slow=200` for 200 of them
     calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer; `calls=NAME:JSON` with
                      these arguments, `calls=NAME,NAME` several in one turn
@@ -50,6 +51,7 @@ class ProviderDouble:
 
     retry_after: str = "0"
     word_seconds: float = 0.0
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     next: deque[str] = field(default_factory=deque)
@@ -128,7 +130,7 @@ class ProviderDouble:
         answer = self._answer(asked, behaviour)
         if not asked.stream:
             return web.json_response(chat.whole(asked, answer))
-        seconds = TOKEN_SECONDS if behaviour.startswith("slow") else self.word_seconds
+        seconds = TOKEN_SECONDS if behaviour.startswith(("slow", "held")) else self.word_seconds
         return await self._stream(request, chat.stream(asked, answer, seconds), behaviour)
 
     async def _responses(self, request: web.Request) -> web.StreamResponse:
@@ -147,7 +149,7 @@ class ProviderDouble:
         answered = messages[-1].role == "tool"
         if name == "empty":
             return Reply()
-        if name == "slow":
+        if name in ("slow", "held"):
             return Reply(" ".join(f"word{n}" for n in range(int(detail or 20))))
         if name == "malformed" and not answered:
             return Reply(calls=(ToolCall("call_bad", "calculator", '{"expression": "1 +'),))
@@ -194,6 +196,8 @@ class ProviderDouble:
                     return answer
                 await answer.write(event)
                 sent += 1
+                if sent == 10 and behaviour.startswith("held"):
+                    await self.released.wait()
         finally:
             self.open -= 1
         return answer

@@ -34,7 +34,15 @@ NEUTRAL: Final = {
     "provider", "model", "source", "id", "partition", "offset", "topic_id", "period",
 }  # fmt: skip
 """Query parameters that name nothing of anybody's; cursors only bound a list."""
-LOOKUPS: Final = ("sums", "rows", "event", "record", "fates")
+_HOURS: Final = {"since": "2020-02-01T00:00:00Z", "until": "2020-03-01T00:00:00Z"}
+LOOKUPS: Final[dict[str, dict[str, Any]]] = {
+    "sums": {"slice": 0},
+    "rows": {"slice": 0, "meter": "tool.calls", "selections": [{"dimensions": "{}", **_HOURS}]},
+    "event": {"source": "x", "id": "x"},
+    "record": {"partition": 0, "offset": 0},
+    "fates": {"slice": 0, **_HOURS},
+}
+"""Questions to the lookup about an organisation, each whole: nothing but the missing right is refused."""
 REQUIRED: Final = {"start": "0", "end": "100", "name": "x.txt"}
 """Values of parameters without which a request is refused before anybody looks whose it is."""
 
@@ -216,7 +224,10 @@ def body(operation: Operation, ours: Side, theirs: Side) -> Any:
         "PATCH /api/v1/organizations/{id}/members/{person_id}": {"role": "viewer"},
         "POST /internal/sessions": {"session": theirs.session_id, "generation": 0},
         "POST /internal/introspect": {"key": theirs.key},
-        **{f"POST /internal/usage/{what}": {"tenant": theirs.id} for what in LOOKUPS},
+        **{
+            f"POST /internal/usage/{what}": {"tenant": theirs.id, "generation": 1, **more}
+            for what, more in LOOKUPS.items()
+        },
         "POST /api/v1/organizations": {"slug": theirs.slug, "name": "x"},
         "POST /api/v1/organizations/{id}/keys": {"name": "x", "scopes": ["usage:read"]},
         "POST /api/v1/organizations/{id}/keys/{key_id}/rotate": {},

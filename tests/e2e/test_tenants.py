@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from core.database import Database, tenant
 from core.ids import new_id
 from services.common import openai_errors
-from tests.e2e.tenants import NEUTRAL, Operation, Platform, Side, body, first, named, operations
+from tests.e2e.tenants import LOOKUPS, NEUTRAL, Operation, Platform, Side, body, first, named, operations
 
 ENDS: Final = {"POST /api/v1/auth/logout-all"}
 """Has no place to name anybody, and would end our own session."""
@@ -143,6 +143,22 @@ async def test_every_route_with_the_others_ids_is_a_404(
     assert len(by_path) >= 50
     assert len(by_query) >= 4
     assert tries.sent >= 2 * (len(by_path) + 2 * len(by_query))
+
+
+async def test_only_the_platform_itself_asks_the_lookup(
+    running_platform: Platform, sides: tuple[Side, Side], http: httpx2.AsyncClient
+) -> None:
+    tries = Tries(http, running_platform, *sides)
+    asked = [one for one in operations(running_platform) if one.path.startswith("/internal/usage/")]
+    assert len(asked) == len(LOOKUPS)
+    for operation in asked:
+        await tries.expect_404(operation, operation.path, {})
+        # The positive control: nothing but the missing right was refused.
+        address = running_platform.services[operation.service] + operation.path
+        answer = await http.post(address, json=body(operation, *sides), headers=running_platform.as_system())
+        assert answer.status_code not in {400, 401, 403, 422}, f"{operation}: {answer.text}"
+        assert "No such path" not in answer.text, f"{operation}: {answer.text}"
+    assert tries.faults == []
 
 
 def never_was(value: str, slug: str, nobody: str) -> str:

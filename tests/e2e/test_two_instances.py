@@ -7,6 +7,7 @@ its numbers whole in the end, and a message that was sent three times is one run
 import asyncio
 import hashlib
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class Pairs:
     gateways: tuple[str, str]
     sockets: tuple[str, str]
     drain: Any
+    drained: str
+    """Name in `run.started` of the agents service that is drained."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def pairs(running_platform: Platform, tmp_path_factory: pytest.TempPathFactory) 
     both = f"{on.services['agents']},http://127.0.0.1:{ports['agents']}"
     with ExitStack() as stack:
 
-        def begin(name: str, kind: str, url: str) -> Any:
+        def begin(name: str, kind: str, url: str) -> tuple[Any, int]:
             variables = {
                 **on.environment, "HEADRACE_AGENTS_URL": url, "HEADRACE_SPOOL_DIR": str(folder / f"spool-{name}"),
                 "HEADRACE_USAGE_SPOOL_DIR": str(folder / f"usage-{name}"),
@@ -62,10 +65,10 @@ def pairs(running_platform: Platform, tmp_path_factory: pytest.TempPathFactory) 
                     stop(component, process)
 
             stack.callback(end)
-            return end
+            return end, process.pid
 
-        agents = begin("agents", "agents", both)
-        first = begin("ws", "ws", both)
+        agents, pid = begin("agents", "agents", both)
+        first, _ = begin("ws", "ws", both)
         begin("ws2", "ws", both)
         begin("gateway", "gateway", both.partition(",")[2])
 
@@ -76,7 +79,8 @@ def pairs(running_platform: Platform, tmp_path_factory: pytest.TempPathFactory) 
             found.sockets = (address["ws2"], address["ws2"])
 
         address = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-        found = Pairs((on.gateway, address["gateway"]), (address["ws"], address["ws2"]), drain)
+        sockets = (address["ws"], address["ws2"])
+        found = Pairs((on.gateway, address["gateway"]), sockets, drain, f"{socket.gethostname()}-{pid}")
         yield found
 
 
@@ -101,6 +105,7 @@ class Caller:
     http: aiohttp.ClientSession
     side: Side
     gateway: str
+    double: ProviderDouble
     agents: dict[str, str] = field(default_factory=dict)
 
     async def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -122,14 +127,14 @@ async def caller(running_platform: Platform, side: Side) -> AsyncIterator[Caller
     """With a provider of this test's own."""
     double = ProviderDouble()
     async with double.serve() as provider, aiohttp.ClientSession() as http:
-        found = Caller(http, side, running_platform.gateway)
+        found = Caller(http, side, running_platform.gateway, double)
         name = f"double-{new_id('x')[-8:]}"
         await found.made("/api/v1/providers", {"name": name, "base_url": f"{provider}/v1", "api_key": "k"})
         # A model's name has no spaces.
         search = json.dumps({"query": said(side.marker)}, separators=(",", ":")).replace(" ", "\\u0020")
         careful = {"tools": ["calculator"], "approval": {"calculator": "always"}}
         for slug, model, more in (
-            ("slow", f"slow={WORDS}", {}),
+            ("held", f"held={WORDS}", {}),
             ("reader", f"calls=knowledge_search:{search}", {"tools": ["knowledge_search"]}),
             ("careful", 'calls=calculator:{"expression":"40+2"}', careful),
         ):
@@ -210,18 +215,34 @@ async def sent_three_times(caller: Caller, pairs: Pairs, conversation: str, text
 
 
 async def test_5_and_6_texts_are_whole_and_messages_are_one_run(caller: Caller, pairs: Pairs) -> None:
-    talks = [await caller.talk("slow") for _ in range(RUNS)]
-    runs = await asyncio.gather(
-        *(sent_three_times(caller, pairs, talk, f"Question {n}") for n, talk in enumerate(talks))
-    )
-    readers = [Reader(run) for run in runs]
-    following = [
-        asyncio.create_task(one.follow(caller.http, pairs.sockets, caller.side.key)) for one in readers
-    ]
-    async with asyncio.timeout(60):
-        while sum(len(one.events) for one in readers) < 20:  # noqa: ASYNC110 - events of other processes
+    talks: list[str] = []
+    readers: list[Reader] = []
+    following: list[asyncio.Task[None]] = []
+
+    async def begin(number: int) -> None:
+        talk = await caller.talk("held")
+        reader = Reader(await sent_three_times(caller, pairs, talk, f"Question {number}"))
+        following.append(asyncio.create_task(reader.follow(caller.http, pairs.sockets, caller.side.key)))
+        talks.append(talk)
+        readers.append(reader)
+
+    def held() -> bool:
+        """Every answer stands still in its middle."""
+        return all(reader.text() for reader in readers)
+
+    def on_drained() -> bool:
+        """The instance that will be drained has some of them."""
+        events = [one for reader in readers for one in reader.events if one["type"] == "run.started"]
+        return pairs.drained in {one["data"]["instance"] for one in events}
+
+    await asyncio.gather(*(begin(number) for number in range(RUNS)))
+    async with asyncio.timeout(120):
+        while not held() or not on_drained():
+            if held():
+                await begin(len(readers))  # the other instance was quicker each time
             await asyncio.sleep(0.05)
     await asyncio.to_thread(pairs.drain)
+    caller.double.released.set()
     async with asyncio.timeout(120):
         await asyncio.gather(*following)
     for reader, talk in zip(readers, talks, strict=True):
