@@ -25,7 +25,7 @@ from core.contracts.usage import void_identity
 from core.ids import identity
 from core.lake import Lake
 from core.lake.read import read, scan, spans
-from core.meters import METERS, Aggregation, not_summable
+from core.meters import METERS, Aggregation, names, not_summable
 from core.topology import TOPICS
 
 ROWS_AT_ONCE: Final = 2_000_000
@@ -106,7 +106,8 @@ def _summed(rows: pl.LazyFrame) -> pl.DataFrame:
 
 def pieces(lake: Lake, wanted: Wanted, edges: Sequence[datetime]) -> pl.DataFrame:
     """`cells` added up by month and between edges: meter, dimensions, element, quantity, events, first, last (hours);
-    of what cannot be added up the elements that decide (`core.invoices.store.usage`)."""
+    of what cannot be added up the elements that decide, with what they were chosen from
+    (`core.invoices.store.Piece`)."""
     found = cells(lake, wanted)
     segments = pl.Series(sorted(set(edges)), dtype=schema.TIME).search_sorted(found["hour"], side="right")
     keys = ["meter", "dimensions", "segment", "month"]
@@ -114,8 +115,12 @@ def pieces(lake: Lake, wanted: Wanted, edges: Sequence[datetime]) -> pl.DataFram
     span = {"first": pl.col("hour").min(), "last": pl.col("hour").max()}
     special = pl.col("meter").is_in(not_summable())
     sums = placed.filter(~special).group_by(keys).agg(pl.col("quantity", "events").sum(), **span)
+    # Of all elements, those that voids left without events too: a void is among the rows of what it changed.
+    whole = placed.filter(special).group_by(keys).agg(of=pl.col("events").sum(), **span)
     held = standing(placed.filter(special), [*keys, "hour"]).group_by(*keys, "element")
-    elements = deciding(held.agg(pl.col("quantity").first(), pl.col("events").sum(), **span), keys)
+    chosen = deciding(held.agg(pl.col("quantity").first(), pl.col("events").sum()), keys)
+    own = pl.when(pl.col("meter").is_in(names(Aggregation.UNIQUE_COUNT))).then("events").otherwise("of")
+    elements = chosen.join(whole, on=keys).with_columns(events=own)
     columns = ["meter", "dimensions", "element", "quantity", "events", "first", "last"]
     every = [sums.with_columns(element=pl.lit(None, pl.String)).select(columns), elements.select(columns)]
     return pl.concat(every).sort("meter", "first", "dimensions", "element")

@@ -81,7 +81,7 @@ class Fates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """`first` and `last` are hours."""
+    """As `core.invoices.store.Piece`."""
 
     meter: str
     dimensions: dict[str, str]

@@ -41,7 +41,10 @@ class Landed:
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Usage of one meter and set of dimensions between two edges, or one element of it where it cannot be
-    added up; `first` and `last` are hours with cells."""
+    added up; `first` and `last` are hours with cells.
+
+    An element stands for what it was chosen from: `first` and `last` are those of all elements between the edges, and
+    so is `events` where one of them decides (maximum, minimum, latest value)."""
 
     meter: str
     dimensions: dict[str, str]
@@ -86,12 +89,15 @@ async def usage(
                 group by meter, dimensions_key, element, segment, month
             ), placed as (
                 select *, row_number() over (piece order by element) as lowest,
-                       row_number() over (piece order by element desc) as highest
+                       row_number() over (piece order by element desc) as highest,
+                       (sum(events) over piece)::bigint as together, min(first) over piece as since, max(last) over piece as till
                 from elements window piece as (partition by meter, dimensions_key, segment, month)
             ), chosen as (
                 select * from sums
                 union all
-                select meter, dimensions, quantity, events, first, last, element from placed
+                select meter, dimensions, quantity,
+                       case when meter = any(cast(:every as text[])) then events else together end, since, till, element
+                from placed
                 where meter = any(cast(:every as text[])) or (meter = any(cast(:smallest as text[])) and lowest = 1)
                     or (meter = any(cast(:greatest as text[])) and highest = 1)
             )

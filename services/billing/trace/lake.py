@@ -62,10 +62,7 @@ class Lake:
         fetch: int,
     ) -> list[lookup.Row]:
         """The rows of these pieces in slices behind one, in the order they landed."""
-        selections = [
-            lookup.Selection(dimensions_text(piece.dimensions), piece.first, piece.last + _HOUR)
-            for piece in pieces
-        ]
+        selections = selections_of(pieces)
         asked = lookup.Rows(tenant, landed.generation, landed.slice, meter, selections, behind, after, fetch)
         return (await self._ask("rows", asked, lookup.Listed)).rows if selections else []
 
@@ -95,3 +92,17 @@ class Lake:
         except (aiohttp.ClientError, TimeoutError, OSError):
             raise unavailable("The lookup") from None
         return msgspec.json.decode(content, type=answer)
+
+
+def selections_of(pieces: Iterable[Piece]) -> list[lookup.Selection]:
+    """The hours of pieces by dimensions, those that overlap or touch as one: elements of one piece share them, and a
+    row is listed once for each selection that names it."""
+    spans = sorted((dimensions_text(piece.dimensions), piece.first, piece.last + _HOUR) for piece in pieces)
+    found = list[lookup.Selection]()
+    for dimensions, since, until in spans:
+        before = found[-1] if found else None
+        if before is not None and before.dimensions == dimensions and since <= before.until:
+            found[-1] = msgspec.structs.replace(before, until=max(before.until, until))
+        else:
+            found.append(lookup.Selection(dimensions, since, until))
+    return found

@@ -6,9 +6,12 @@ from decimal import Decimal
 from typing import Any
 
 import httpx2
+import pytest
 
 from core.decimals import total
-from tests.services.lookup.world import World
+from tests.services.lookup.world import ELEMENTS, World
+
+pytestmark = pytest.mark.timeout(1200)
 
 MONTH = "2026-03"
 REPORT = "/api/v1/billing/reconciliation"
@@ -31,6 +34,7 @@ def test_every_difference_is_explained_to_zero(world: World) -> None:
         assert records["landed"] == sum(sent.values()), "rubbish has no time: it belongs to when it came"
         assert records["events"] == records["published"] == sent["counted"] - sent["void"]
         assert {one["difference"] for one in found["usage"]} == {"0"}
+        assert {one["meter"] for one in found["usage"]} >= {*ELEMENTS}
         documents = world.documents(tenant)
         assert [one["number"] for one in found["documents"]] == [one["number"] for one in documents]
         charged = total(Decimal(money[name]) for name in ("invoiced", "late_usage", "price_fixes"))

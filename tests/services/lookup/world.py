@@ -32,6 +32,9 @@ LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
 MODELS: Final = tuple(f"m{n}" for n in range(12))
 INPUT, CALLS, STORED = "llm.tokens.input", "tool.calls", "storage.bytes"
 """By model at list prices; at a volume price of each organisation; without a price."""
+USERS, PEAK, SEATS = "users.active", "storage.peak", "seats"
+ELEMENTS: Final = (USERS, PEAK, SEATS)
+"""What cannot be added up: a unique count, a maximum, a latest value; at list prices."""
 SCOPES: Final = frozenset({"usage:read", "billing:read", "billing:write"})
 
 
@@ -118,6 +121,7 @@ class World:
                     {"id": tenant, "slug": tenant.replace("_", "-")},
                 )
             listed = [_listed(model, "2.5") for model in MODELS]
+            listed += [Price("*", meter, (), Decimal(3), 1, "USD", LONG_AGO) for meter in ELEMENTS]
             own = [
                 Price(
                     tenant, CALLS, (), Decimal(10), 1, "USD", LONG_AGO, model="volume",
@@ -170,11 +174,13 @@ class World:
 
     def _event(self, start: datetime, days: int) -> UsageEvent:
         tenant, number = self.pick.choice(self.tenants), len(self.events)
-        meter = self.pick.choices([INPUT, CALLS, STORED], [8, 2, 1])[0]
-        dimensions = {INPUT: {"model": self.pick.choice(MODELS)}, CALLS: {"tool": "t"}, STORED: {}}[meter]
-        quantity = (
-            str(self.pick.randrange(1, 3_000_000)) if meter == INPUT else str(self.pick.randrange(1, 4))
-        )
+        meter = self.pick.choices([INPUT, CALLS, STORED, *ELEMENTS], [8, 2, 1, 1, 1, 1])[0]
+        dimensions = {
+            INPUT: {"model": self.pick.choice(MODELS)}, CALLS: {"tool": "t"}, STORED: {}, PEAK: {"bucket": "b"},
+            USERS: {"product": self.pick.choice("pq"), "user": f"u{self.pick.randrange(20)}"}, SEATS: {"product": "p"},
+        }[meter]  # fmt: skip
+        most = {INPUT: 3_000_000, PEAK: 1_000, SEATS: 50}.get(meter, 4)
+        quantity = str(self.pick.randrange(1, most))
         event = UsageEvent(
             id=f"e{number}", source=self.pick.choice(["crm", "a:b", "ü/1"]), tenant=tenant,
             time=start + timedelta(seconds=self.pick.randrange(days * 86_400)), specversion="1.0",
