@@ -16,6 +16,8 @@ Generation = Annotated[int, Meta(ge=1, le=1 << 30)]
 Slice = Annotated[int, Meta(ge=0, le=1 << 53)]
 Instant = Annotated[datetime, Meta(tz=True)]
 
+BUSY: str = "lookup_busy"
+"""Code of a refusal: too many questions wait already."""
 MOST: int = 1_000
 """Rows of one page."""
 

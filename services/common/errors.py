@@ -113,6 +113,17 @@ def unavailable(what: str, retry_after: int = 1, *, unchanged: bool = True) -> P
     )
 
 
+def busy(what: str, code: str, retry_after: int = 5) -> Problem:
+    """503: it answers, but so much waits for it already that this would be answered too late."""
+    return Problem(
+        503,
+        code,
+        "Too much at once",
+        f"{what} has as many questions waiting as it answers in time; nothing was changed. Try again in some seconds.",
+        headers={"retry-after": str(retry_after)},
+    )
+
+
 def internal() -> Problem:
     """500 without a word about the inside."""
     return Problem(

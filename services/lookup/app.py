@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -9,8 +10,9 @@ from core.settings import DatabaseSettings, DataSettings, ObjectSettings, Securi
 from services.common.app import service_app
 from services.common.auth import Identity, internal_key
 from services.common.lifecycle import Lifecycle
-from services.lookup.handlers import Lookup
+from services.lookup.handlers import Lookup, check
 from services.lookup.routes import router
+from services.lookup.turns import Turns
 
 NAME = "lookup"
 PORT = 8011
@@ -33,8 +35,8 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Only parts of the platform call it, with their signed header.
         app.state.identity = Identity(internal_key(security), None)
-        app.state.lookup = Lookup(objects, database, data.state_dir)
-        lifecycle.checks["database"] = app.state.lookup.check
+        app.state.lookup = partial(Lookup, objects, database, data.state_dir, Turns())
+        lifecycle.checks["database"] = partial(check, objects, database)
         yield
 
     return service_app(

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from assets.usage import facts
 from assets.usage.facts import Found, Wanted
@@ -26,21 +26,32 @@ from core.contracts.lookup import (
 from core.lake import Lake
 from core.settings import DatabaseSettings, ObjectSettings
 from services.common.errors import unavailable
+from services.lookup.turns import Turns
 
 T = TypeVar("T")
-AT_ONCE: Final = 2
-"""Reads that work at the same time: each may take a core and some hundred megabytes."""
 
 
 class Lookup:
-    """Reads in threads, a fresh lake each: its handles are no one else's."""
+    """The questions of one request. Reads in threads, a fresh lake each: its handles are no one else's.
 
-    def __init__(self, objects: ObjectSettings, database: DatabaseSettings, state: Path) -> None:
+    Args:
+        turns: of the process.
+        has_left: whether nobody waits for the answer any more.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectSettings,
+        database: DatabaseSettings,
+        state: Path,
+        turns: Turns,
+        has_left: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._objects, self._database, self._state = objects, database, state
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._turns, self._has_left = turns, has_left
 
     async def sums(self, asked: Sums) -> Summed:
-        """Raises: Problem 503."""
+        """Raises: Problem 503 (`unavailable`, `lookup_busy`)."""
         wanted = Wanted(asked.tenant, asked.slice, meter=asked.meter, since=asked.since, until=asked.until)
         found = await self._read(asked.generation, lambda lake: facts.pieces(lake, wanted, asked.edges))
         return Summed([
@@ -50,7 +61,7 @@ class Lookup:
         ])  # fmt: skip
 
     async def rows(self, asked: Rows) -> Listed:
-        """Raises: Problem 503."""
+        """Raises: Problem 503 (`unavailable`, `lookup_busy`)."""
         wanted = Wanted(asked.tenant, asked.slice, asked.behind, asked.meter)
         selections = facts.selections((one.dimensions, one.since, one.until) for one in asked.selections)
         found = await self._read(
@@ -60,7 +71,7 @@ class Lookup:
         return Listed([_row(row, asked.generation) for row in found.iter_rows(named=True)])
 
     async def event(self, asked: Event) -> Place:
-        """Raises: Problem 503."""
+        """Raises: Problem 503 (`unavailable`, `lookup_busy`)."""
         index = index_folder(self._state, asked.generation)
         return await self._read(
             asked.generation,
@@ -70,7 +81,7 @@ class Lookup:
         )
 
     async def record(self, asked: Record) -> Place:
-        """Raises: Problem 503."""
+        """Raises: Problem 503 (`unavailable`, `lookup_busy`)."""
         index = index_folder(self._state, asked.generation)
 
         def work(lake: Lake) -> Place:
@@ -81,25 +92,26 @@ class Lookup:
         return await self._read(asked.generation, work)
 
     async def fates(self, asked: Fates) -> Counted:
-        """Raises: Problem 503."""
+        """Raises: Problem 503 (`unavailable`, `lookup_busy`)."""
         found = await self._read(
             asked.generation,
             lambda lake: facts.fates(lake, asked.tenant, asked.slice, asked.since, asked.until),
         )
         return Counted([Fate(**row) for row in found.iter_rows(named=True)])
 
-    async def check(self) -> None:
-        """Raises where the database does not answer."""
-        await asyncio.to_thread(usage_lake, self._objects, self._database)
-
     async def _read(self, generation: int, work: Callable[[Lake], T]) -> T:
-        async with self._free:
+        async with self._turns.one(self._has_left):
             try:
                 return await asyncio.to_thread(
                     lambda: work(usage_lake(self._objects, self._database, generation))
                 )
             except OSError:
                 raise unavailable("The lake") from None
+
+
+async def check(objects: ObjectSettings, database: DatabaseSettings) -> None:
+    """Raises where the database does not answer."""
+    await asyncio.to_thread(usage_lake, objects, database)
 
 
 def _place(lake: Lake, found: Found | None, tenant: str, *, lost: bool = False) -> Place:

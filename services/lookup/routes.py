@@ -1,5 +1,6 @@
 """HTTP of the lookup; all of it is internal."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -15,8 +16,8 @@ MAX_BYTES = 4 << 20
 
 
 def _lookup(request: Request) -> Lookup:
-    found: Lookup = request.app.state.lookup
-    return found
+    found: Callable[[Callable[[], Awaitable[bool]]], Lookup] = request.app.state.lookup
+    return found(request.is_disconnected)
 
 
 LookupOf = Annotated[Lookup, Depends(_lookup)]

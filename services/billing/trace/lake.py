@@ -12,7 +12,7 @@ from core.contracts import lookup
 from core.contracts.usage import dimensions_text
 from core.invoices.store import Landed, Piece
 from core.rating import ServicePeriod
-from services.common.errors import unavailable
+from services.common.errors import busy, unavailable
 from services.common.principal import HEADER, sign, system
 
 T = TypeVar("T")
@@ -87,11 +87,20 @@ class Lake:
                 f"{self._url}/internal/usage/{what}", data=body, headers=headers, timeout=_TIMEOUT
             ) as reply:
                 content = await reply.read()
+                if reply.status == 503 and _code(content) == lookup.BUSY:
+                    raise busy("The lookup", lookup.BUSY)
                 if reply.status != 200:
                     raise unavailable("The lookup")
         except (aiohttp.ClientError, TimeoutError, OSError):
             raise unavailable("The lookup") from None
         return msgspec.json.decode(content, type=answer)
+
+
+def _code(content: bytes) -> object:
+    try:
+        return msgspec.json.decode(content, type=dict[str, object]).get("code")
+    except msgspec.DecodeError:
+        return None
 
 
 def selections_of(pieces: Iterable[Piece]) -> list[lookup.Selection]:
