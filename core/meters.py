@@ -1,8 +1,9 @@
 """The registry of meters: what is counted, in which unit, with which dimensions, by which aggregation.
 
 To add a meter, add an entry here and, if it costs something, a price in `deploy/prices.toml`. What an
-aggregation makes of events stands in `core/aggregation.py`. The aggregation of a meter that has usage
-changes with a replay: what was rolled up by another one is refused, not mixed.
+aggregation makes of events stands in `core/aggregation.py`. A meter that has usage keeps its aggregation: what
+becomes another one gets another name, or a replay (`headrace replay`). Sums that meet a meter which is not added up
+any more are refused by name; between the others nothing notices.
 """
 
 from collections.abc import Iterator, Mapping

@@ -203,8 +203,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_reconcile(arguments: argparse.Namespace) -> int:
     path = f"/api/v1/billing/reconciliation/{_month(arguments.period)}"
     if arguments.csv:
-        print(_call(arguments, "TEXT", f"{path}.csv"), end="")
-        return 0
+        sheet = _call(arguments, "TEXT", f"{path}.csv")
+        print(sheet, end="")
+        return 0 if "result,reconciled,,yes" in sheet else 3
     found = _call(arguments, "GET", path)
     if arguments.json:
         print_json(found)

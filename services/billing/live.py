@@ -8,7 +8,7 @@ up again answers say `live: false`.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from core.eventlog.api import EventLog, EventLogError, OffsetOutOfRangeError
@@ -117,7 +117,9 @@ class LiveUsage:
             raise StaleCellsError
         if not self._tail.complete:
             return None
-        return View(tuple(self._tail.cells(tenant)), topic_id, self._tail.positions, self.is_live)
+        # Copies: the asker may wait for the database while the tail goes on, and its cells with it.
+        cells = tuple(replace(cell) for cell in self._tail.cells(tenant))
+        return View(cells, topic_id, self._tail.positions, self.is_live)
 
     def _watermark(self, published: Published) -> dict[int, int]:
         offsets = published.offsets.get(self._topic_id, {})

@@ -88,7 +88,7 @@ class Quota:
                     cell.nano,
                     cell.events,
                 )
-        if len(sums) > MAX_CELLS:
+        if max(len(sums), len(standing.periods)) > MAX_CELLS:
             raise invalid(
                 "",
                 f"the answer has more than {MAX_CELLS} cells; ask for a shorter time, one meter or days",

@@ -143,6 +143,22 @@ async def test_a_new_topic_that_is_longer_than_the_old_one_is_not_taken_for_it(
         assert await total(live, published, before) == 0
 
 
+async def test_a_view_stays_what_it_was_while_the_tail_goes_on(
+    fresh_log: EventLog, system_database: Database, published: Callable[[], Awaitable[Published]]
+) -> None:
+    """Who asks waits for the database between the view and the sum."""
+    tenant = new_id("org")
+    await append(fresh_log, tenant, 30)
+    topic = await fresh_log.topic(TOPIC)
+    async with following(LiveUsage(fresh_log, published)) as live:
+        await wait_for(lambda: live.held == 30)
+        view = await live.view(await published(), tenant)
+        assert view is not None
+        await publish(system_database, topic_id=topic.id, watermark=await ends(fresh_log))
+        assert await total(live, published, tenant) == 0
+        assert sum(cell.events for cell in view.cells) == 30
+
+
 async def test_old_cells_under_a_newer_tail_are_refused(
     fresh_log: EventLog, system_database: Database, published: Callable[[], Awaitable[Published]]
 ) -> None:

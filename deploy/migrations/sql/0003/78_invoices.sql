@@ -16,7 +16,6 @@ create table invoice (
     price_fix text,
     period_start timestamptz not null,
     period_end timestamptz not null,
-    generation integer not null check (generation > 0),
     slice bigint not null check (slice >= 0),
     lake_version bigint not null,
     price_revision bigint not null,
@@ -29,7 +28,7 @@ create table invoice (
     issued_at timestamptz not null,
     primary key (tenant_id, number),
     -- Running an adjustment twice posts it once, whoever runs it and whatever dies when.
-    constraint invoice_posted_once unique (tenant_id, period_start, period_end, reason, generation, slice, price_revision),
+    constraint invoice_posted_once unique (tenant_id, period_start, period_end, reason, slice, price_revision),
     check (period_end > period_start),
     check (extract(epoch from period_start) % 3600 = 0 and extract(epoch from period_end) % 3600 = 0),
     check ((reason = 'price_fix') = (price_fix is not null)),

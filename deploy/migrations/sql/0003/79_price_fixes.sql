@@ -30,7 +30,6 @@ create table price_fix_item (
     period_end timestamptz not null,
     adjusts text not null,
     from_revision bigint not null,
-    generation integer not null,
     slice bigint not null,
     lake_version bigint not null,
     currency text,

@@ -1,0 +1,17 @@
+"""Usage that cannot be added up, and the generation that documents were rated from."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+SQL = Path(__file__).parents[1] / "sql" / revision
+
+
+def upgrade() -> None:
+    """Run the domain files in order. Forward only: a mistake is mended by the next revision."""
+    cursor = op.get_bind().connection.cursor()
+    for file in sorted(SQL.glob("*.sql")):
+        cursor.execute(file.read_text())
