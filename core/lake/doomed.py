@@ -39,14 +39,14 @@ def doomed(data: Any, root: str) -> Any:
         yield from table.slice(half).to_batches()
         if "://" in root:
             os.kill(os.getpid(), signal.SIGKILL)
-        threading.Thread(target=_die_at_new_file, args=(Path(root),), daemon=True).start()
+        folder = Path(root)
+        threading.Thread(target=_die_at_new_file, args=(folder, _files(folder)), daemon=True).start()
 
     return pa.RecordBatchReader.from_batches(table.schema, batches())
 
 
-def _die_at_new_file(root: Path) -> None:
+def _die_at_new_file(root: Path, before: set[str]) -> None:
     """SIGKILL at the moment a file bears its final name; the commit takes about a millisecond more."""
-    before = _files(root)
     while not _files(root) - before:
         pass
     os.kill(os.getpid(), signal.SIGKILL)
