@@ -19,6 +19,7 @@ from services.agents import submissions
 from services.agents.decisions import Approval
 from services.agents.model import AgentSpec, Decision, Limits
 from services.agents.submissions import Submission
+from services.common.errors import Problem
 from tests.doubles.provider import ProviderDouble
 from tests.servers import kill, start, stop
 from tests.services.agents.arena import Arena, Asker, Story, variables
@@ -157,7 +158,8 @@ async def test_7_an_unsafe_effect_becomes_an_approval(arena: Arena, asker: Asker
                 row = (await asker.runs())[run]
                 assert (row.owner, row.lease_until) == ("", None)
                 # The answer to the first question, sent again, is none to the second.
-                assert (await asker.decide(before, "approve")).decision == "approve"
+                with pytest.raises(Problem, match="approval_asked_again"):
+                    await asker.decide(before, "approve")
                 assert await asker.waits(run) == after
                 assert len(effects.requests) == 1
                 await asker.decide(after, decision)
