@@ -7,6 +7,7 @@ from deltalake import DeltaTable
 
 from assets.usage import schema
 from core.lake import Lake
+from core.lake.read import scan_files
 
 PLACE = ("slice", "partition", "offset")
 """Coordinates of a row."""
@@ -27,17 +28,14 @@ def rows_at(
     if places.is_empty():
         return pl.DataFrame(schema=wanted)
     slices, offsets = places["slice"].unique().sort(), places["offset"].unique()
-    root = f"{lake.uri(schema.EVENTS)}/"
-    paths = [
-        f"{root}{file}"
+    possible = [
+        file
         for file, low, high in _files(handle)
         if slices.search_sorted(low, "left") < slices.search_sorted(high, "right")
     ]
-    if not paths:
+    if not possible:
         return pl.DataFrame(schema=wanted)
-    files = pl.scan_parquet(paths, storage_options=lake.options() or None, include_file_paths=path)
-    if path is not None:
-        files = files.with_columns(pl.col(path).str.strip_prefix(root))
+    files = scan_files(lake, schema.EVENTS, possible, path=path)
     # By the statistics of offsets the reader leaves out most of each file, and reads the others' columns only
     # of the rows that are left.
     near = files.filter(pl.col("offset").is_in(offsets.implode()))

@@ -1,6 +1,6 @@
 """Reading only the files that can hold what is asked for, by the statistics in the Delta log."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -58,12 +58,16 @@ def scan(
         actions = actions.filter(pl.col(f"partition.{name}") == value)
     if actions.is_empty():
         return None
-    root = lake.uri(table)
-    paths = [f"{root}/{each}" for each in actions["path"].sort()]
-    frame = pl.scan_parquet(paths, storage_options=lake.options() or None, include_file_paths=path)
-    if path is not None:
-        frame = frame.with_columns(pl.col(path).str.strip_prefix(f"{root}/"))
-    return frame.filter(where)
+    return scan_files(lake, table, actions["path"].sort(), path=path).filter(where)
+
+
+def scan_files(lake: Lake, table: str, files: Iterable[str], *, path: str | None = None) -> pl.LazyFrame:
+    """Rows of some files of a table, at least one, named as the Delta log names them; `path` as in `scan`."""
+    root = f"{lake.uri(table)}/"
+    frame = pl.scan_parquet(
+        [f"{root}{file}" for file in files], storage_options=lake.options() or None, include_file_paths=path
+    )
+    return frame if path is None else frame.with_columns(pl.col(path).str.strip_prefix(root))
 
 
 def spans(handle: DeltaTable, column: str, low: int, high: int, *, rows: int) -> Iterator[tuple[int, int]]:

@@ -83,6 +83,8 @@ class Books:
     async def of(self, connection: AsyncConnection, tenant_id: str) -> PriceBook:
         """The book that this tenant's usage falls under, as the transaction sees it (role `app` as the
         tenant, or `system`)."""
+        # Another task may read newer ones meanwhile, which this transaction does not see.
+        listed = self._listed
         rows = (
             await connection.execute(
                 text(
@@ -90,13 +92,13 @@ class Books:
                     "or (tenant_id = '*' and (select coalesce(max(revision), 0) from price where tenant_id = '*') "
                     "<> :known) order by revision"
                 ),
-                {"tenant": tenant_id, "known": self._listed.revision},
+                {"tenant": tenant_id, "known": listed.revision},
             )
         ).all()
         prices = [price_of(row) for row in rows]
         if any(price.tenant == EVERYBODY for price in prices):
-            self._listed = PriceBook(EVERYBODY, prices)
-        return PriceBook(tenant_id, prices, listed=self._listed)
+            self._listed = listed = PriceBook(EVERYBODY, prices)
+        return PriceBook(tenant_id, prices, listed=listed)
 
 
 async def record(connection: AsyncConnection, declared: Iterable[Price]) -> list[Price]:

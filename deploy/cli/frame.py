@@ -12,7 +12,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -106,6 +106,40 @@ def running_installation(arguments: argparse.Namespace) -> Installation:
 def no_tenant(slug: str) -> str:
     """What to tell where nobody has this slug."""
     return f"there is no tenant {slug!r}; check its spelling, or make it with POST /api/v1/organizations"
+
+
+def ask(
+    arguments: argparse.Namespace,
+    method: str,
+    path: str,
+    params: Mapping[str, str] | None = None,
+    *,
+    body: object = None,
+    tenant: str = "",
+) -> Any:
+    """What the API answers the owner of the installation, for a tenant (that of the arguments where none is given).
+
+    Args:
+        method: GET, POST, or TEXT for what is no JSON.
+
+    Raises:
+        CommandError: there is no such tenant, or the API refuses or is away.
+    """
+    from deploy.client import ApiError, PlatformUnreachableError
+    from deploy.session import operator
+
+    owner = operator(running_installation(arguments))
+    try:
+        wanted = tenant or arguments.tenant
+        if owner.find_tenant(wanted) is None:
+            raise CommandError(no_tenant(wanted))
+        named = {"tenant": wanted, **(params or {})}
+        client = owner.client()
+        if method == "POST":
+            return client.post(path, body, **named)
+        return client.text(path, **named) if method == "TEXT" else client.get(path, **named)
+    except (ApiError, PlatformUnreachableError) as error:
+        raise CommandError(str(error)) from error
 
 
 def print_json(value: Any) -> None:

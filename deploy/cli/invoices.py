@@ -8,12 +8,11 @@ from typing import Any
 from deploy.cli.frame import (
     CommandError,
     Subparsers,
+    ask,
     command,
     command_group,
     installation_of,
-    no_tenant,
     print_json,
-    running_installation,
 )
 
 PATH = "/api/v1/billing/invoices"
@@ -132,7 +131,7 @@ def body_of(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    listed = _call(arguments, "GET", PATH, {"limit": "100"})
+    listed = ask(arguments, "GET", PATH, {"limit": "100"})
     if arguments.json:
         print_json(listed)
         return 0
@@ -152,21 +151,21 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def run_show(arguments: argparse.Namespace) -> int:
     if arguments.csv:
-        print(_call(arguments, "TEXT", f"{PATH}/{arguments.number}.csv"), end="")
+        print(ask(arguments, "TEXT", f"{PATH}/{arguments.number}.csv"), end="")
         return 0
-    _show(arguments, _call(arguments, "GET", f"{PATH}/{arguments.number}"))
+    _show(arguments, ask(arguments, "GET", f"{PATH}/{arguments.number}"))
     return 0
 
 
 def run_close(arguments: argparse.Namespace) -> int:
-    _show(arguments, _call(arguments, "POST", PATH, body=body_of(arguments)))
+    _show(arguments, ask(arguments, "POST", PATH, body=body_of(arguments)))
     return 0
 
 
 def run_adjust(arguments: argparse.Namespace) -> int:
     named = body_of(arguments)
     body = named if len(named) > 1 else {"period": "all", **named}
-    posted = _call(arguments, "POST", "/api/v1/billing/adjustments", body=body)
+    posted = ask(arguments, "POST", "/api/v1/billing/adjustments", body=body)
     if arguments.json:
         print_json(posted)
         return 0
@@ -181,7 +180,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     if arguments.number and not arguments.tenant:
         raise CommandError("a number belongs to an organisation; name it with --tenant")
     found = [
-        {"tenant": tenant, **_call(arguments, "GET", f"{PATH}/{name}/verification", tenant=tenant)}
+        {"tenant": tenant, **ask(arguments, "GET", f"{PATH}/{name}/verification", tenant=tenant)}
         for tenant in ([arguments.tenant] if arguments.tenant else _tenants(arguments))
         for name in ([arguments.number] if arguments.number else _numbers(arguments, tenant))
     ]
@@ -203,10 +202,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_reconcile(arguments: argparse.Namespace) -> int:
     path = f"/api/v1/billing/reconciliation/{_month(arguments.period)}"
     if arguments.csv:
-        sheet = _call(arguments, "TEXT", f"{path}.csv")
+        sheet = ask(arguments, "TEXT", f"{path}.csv")
         print(sheet, end="")
         return 0 if "result,reconciled,,yes" in sheet else 3
-    found = _call(arguments, "GET", path)
+    found = ask(arguments, "GET", path)
     if arguments.json:
         print_json(found)
         return 0 if found["reconciled"] else 3
@@ -254,7 +253,7 @@ def _numbers(arguments: argparse.Namespace, tenant: str) -> list[str]:
     found, after = list[str](), ""
     while True:
         params = {"limit": "100", "order": "asc", **({"after": after} if after else {})}
-        listed = _call(arguments, "GET", PATH, params, tenant=tenant)
+        listed = ask(arguments, "GET", PATH, params, tenant=tenant)
         found += [one["id"] for one in listed["data"]]
         if not listed["has_more"]:
             return found
@@ -304,31 +303,3 @@ def _show(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
     from deploy.demo import show
 
     show.issued(Console(), document)
-
-
-def _call(
-    arguments: argparse.Namespace,
-    method: str,
-    path: str,
-    params: Mapping[str, str] | None = None,
-    *,
-    body: object = None,
-    tenant: str = "",
-) -> Any:
-    """As the owner of the installation, for the tenant (that of the arguments where none is given). Raises:
-    CommandError."""
-    from deploy.client import ApiError, PlatformUnreachableError
-    from deploy.session import operator
-
-    owner = operator(running_installation(arguments))
-    try:
-        wanted = tenant or arguments.tenant
-        if owner.find_tenant(wanted) is None:
-            raise CommandError(no_tenant(wanted))
-        named = {"tenant": wanted, **(params or {})}
-        client = owner.client()
-        if method == "POST":
-            return client.post(path, body, **named)
-        return client.text(path, **named) if method == "TEXT" else client.get(path, **named)
-    except (ApiError, PlatformUnreachableError) as error:
-        raise CommandError(str(error)) from error

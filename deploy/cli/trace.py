@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from deploy.cli.frame import CommandError, Subparsers, command, no_tenant, print_json, running_installation
+from deploy.cli.frame import CommandError, Subparsers, ask, command, print_json
 
 LINE: Final = re.compile(r"(draft|INV-\d{6,18}|inv_[0-9a-f-]{36}):(\d{1,7})", re.ASCII)
 RECORD: Final = re.compile(r"(\d{1,7})@(\d{1,15})", re.ASCII)
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if found is not None:
         _show(arguments, found, _print_line)
         return 0 if found["proof"]["verified"] else 3
-    _show(arguments, _call(arguments, "/api/v1/usage/trace", _named(arguments)), _print_event)
+    _show(arguments, ask(arguments, "GET", "/api/v1/usage/trace", _named(arguments)), _print_event)
     return 0
 
 
@@ -52,7 +52,7 @@ def _line(arguments: argparse.Namespace) -> dict[str, Any] | None:
     path, found, after = f"/api/v1/billing/invoices/{match[1]}/lines/{match[2]}/events", dict[str, Any](), ""
     while not found or (found["has_more"] and len(found["data"]) < arguments.limit):
         wanted = min(PAGE, max(1, arguments.limit - len(found.get("data", ()))))
-        page = _call(arguments, path, {"limit": str(wanted), **({"after": after} if after else {})})
+        page = ask(arguments, "GET", path, {"limit": str(wanted), **({"after": after} if after else {})})
         if found:
             page = {**page, "proof": found["proof"], "data": [*found["data"], *page["data"]]}
         found, after = page, page["last_id"] or ""
@@ -123,17 +123,3 @@ def _print_event(console: Any, found: Mapping[str, Any]) -> None:
     for line in found["lines"]:
         where = f"{line['number'] or 'draft'}:{line['line']}"
         console.print(f"{line['effect']}: {where} {line['meter']} {line['amount'] or ''}", soft_wrap=True)
-
-
-def _call(arguments: argparse.Namespace, path: str, params: Mapping[str, str]) -> Any:
-    """As the owner of the installation, for the tenant. Raises: CommandError."""
-    from deploy.client import ApiError, PlatformUnreachableError
-    from deploy.session import operator
-
-    owner = operator(running_installation(arguments))
-    try:
-        if owner.find_tenant(arguments.tenant) is None:
-            raise CommandError(no_tenant(arguments.tenant))
-        return owner.client().get(path, tenant=arguments.tenant, **params)
-    except (ApiError, PlatformUnreachableError) as error:
-        raise CommandError(str(error)) from error

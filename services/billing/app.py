@@ -17,7 +17,7 @@ from core.invoices.fixes import Fixes
 from core.invoices.issue import Invoices
 from core.log import Logger
 from core.objects import open_objects
-from core.prices import Price, read_file
+from core.prices import Books, Price, read_file
 from core.prices.publish import publish
 from core.settings import (
     BillingSettings,
@@ -108,23 +108,23 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
             invariants = Invariants(database, system)
             for work in (live.run(), ingest.measure(), archive.run(), invariants.watch()):
                 _in_background(stack, work)
-            invoices = InvoiceHandlers(database, Invoices(database, archive))
+            invoices, books = InvoiceHandlers(database, Invoices(database, archive)), Books()
             tenants = Tenants(database, system)
             http = await stack.enter_async_context(aiohttp.ClientSession())
             lake = Lake(http, services.lookup_url, internal_key(security))
             app.state.billing = Billing(
                 ingest,
                 Quota(database, live),
-                Money(database, invoices),
+                Money(database, invoices, books),
                 invoices,
                 PriceFixes(system, Fixes(database, system, archive), tenants),
                 tenants,
                 Quarantine(database, system),
                 Producers(database, system),
                 invariants,
-                Lines(database, invoices, lake),
-                Events(database, system, invoices, lake, live),
-                Reconciler(database, lake),
+                Lines(database, invoices, lake, books),
+                Events(database, system, invoices, lake, live, books),
+                Reconciler(database, lake, books),
             )
             app.state.holds = Holds(system)
             LIVE.set_function(lambda: live.is_live)

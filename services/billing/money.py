@@ -18,8 +18,8 @@ from services.common.errors import Problem
 
 
 class Money:
-    def __init__(self, app: Database, invoices: InvoiceHandlers) -> None:
-        self._app, self._invoices, self._books = app, invoices, Books()
+    def __init__(self, app: Database, invoices: InvoiceHandlers, books: Books) -> None:
+        self._app, self._invoices, self._books = app, invoices, books
 
     async def prices(
         self, tenant_id: str, wanted: Mapping[str, str], *, after: str, limit: int

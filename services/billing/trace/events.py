@@ -58,10 +58,16 @@ class _Charge:
 
 class Events:
     def __init__(
-        self, app: Database, system: Database, invoices: InvoiceHandlers, lake: Lake, live: LiveUsage
+        self,
+        app: Database,
+        system: Database,
+        invoices: InvoiceHandlers,
+        lake: Lake,
+        live: LiveUsage,
+        books: Books,
     ) -> None:
         self._app, self._system, self._invoices = app, system, invoices
-        self._lake, self._live, self._books = lake, live, Books()
+        self._lake, self._live, self._books = lake, live, books
 
     async def by_identity(self, tenant_id: str, source: str, event_id: str) -> EventTrace:
         """Raises: Problem 404 (nobody has heard of it), 409, 503."""

@@ -41,9 +41,8 @@ class Traced:
 
 
 class Lines:
-    def __init__(self, app: Database, invoices: InvoiceHandlers, lake: Lake) -> None:
-        self._app, self._invoices, self._lake = app, invoices, lake
-        self._books = Books()
+    def __init__(self, app: Database, invoices: InvoiceHandlers, lake: Lake, books: Books) -> None:
+        self._app, self._invoices, self._lake, self._books = app, invoices, lake, books
         self._known: OrderedDict[tuple[str, str, int], Traced] = OrderedDict()
 
     async def events(self, tenant_id: str, name: str, number: int, after: str, limit: int) -> LineEvents:
@@ -136,15 +135,13 @@ class Lines:
                 found = recompute.recompute(document, earlier, pieces, book)
             (compared,) = (one for one in recompute.compare([line], _of_key(found, key)) if one.key == key)
             again, reason = compared.again, "" if compared.equal else DIFFERS
-        # Late usage is what landed since; where the tables were made anew since, no slice says what changed.
         since = document.since_slice
-        behind = since if all(one.generation == document.generation for one in earlier) else 0
         return Traced(
             {
                 "invoice": document.id, "number": document.number, "line": number, "reason": document.reason,
                 "meter": line.meter, "dimensions": line.dimensions, "currency": document.currency,
             },
-            landed_of(document), behind, mine,
+            landed_of(document), _behind(since, document.generation, earlier), mine,
             _proof(line, again, reason, mine, landed_of(document), since, document.price_revision),
         )  # fmt: skip
 
@@ -166,8 +163,8 @@ class Lines:
             book = draft.book.as_of(revision)
             mine = [piece for piece in pending.pieces if recompute.is_priced_by(piece, book, key)]
             since, currency = pending.since_slice, pending.currency
-            before = draft.closed[pending.period]
-            behind = since if all(one.document.generation == draft.landed.generation for one in before) else 0
+            before = [one.document for one in draft.closed[pending.period]]
+            behind = _behind(since, draft.landed.generation, before)
             meter, dimensions = line.meter, line.dimensions
         else:
             key, revision, reason = difference.key_of_price(line.price), draft.book.revision, DRAFT
@@ -212,6 +209,12 @@ class Lines:
             meter=meter,
             period=recompute.period_of(document),
         )
+
+
+def _behind(since: int, generation: int, earlier: Sequence[Document]) -> int:
+    """The slice that late usage landed behind; 0 where the tables were made anew since, when no slice says what
+    changed."""
+    return since if all(one.generation == generation for one in earlier) else 0
 
 
 def landed_of(document: Document) -> Landed:

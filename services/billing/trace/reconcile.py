@@ -46,8 +46,8 @@ class State:
 
 
 class Reconciler:
-    def __init__(self, app: Database, lake: Lake) -> None:
-        self._app, self._lake, self._books = app, lake, Books()
+    def __init__(self, app: Database, lake: Lake, books: Books) -> None:
+        self._app, self._lake, self._books = app, lake, books
 
     async def of(self, tenant_id: str, period: ServicePeriod) -> Reconciliation:
         """Raises: Problem 409 (`period_overlaps`, `mixed_currency`, `nothing_published`), 503."""

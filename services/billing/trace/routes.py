@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from core.contracts.lookup import MOST
 from services.billing.invoices.schemas import month_query
 from services.billing.routes import BillingOf, TenantQuery
 from services.billing.trace import documents
@@ -17,7 +18,6 @@ router = APIRouter()
 
 Reader = Annotated[Principal, Depends(require("billing:read"))]
 InvoiceName = Annotated[str, Path(max_length=64, description="`inv_…`, or a number such as INV-000001.")]
-MOST = 1_000
 CSV = "text/csv"
 
 

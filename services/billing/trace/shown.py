@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
 
 from core.contracts.lookup import Row
 from core.decimals import canonical
+from services.billing.live import TOPIC
 from services.billing.trace.documents import TracedEvent
 from services.common.errors import invalid
-
-TOPIC: Final = "usage.records"
 
 
 def event(row: Row) -> TracedEvent:
