@@ -10,11 +10,17 @@ from collections.abc import Sequence
 
 import psycopg2
 
-from core.eventlog.api import LogUnavailableError
+from core.eventlog.api import LogUnavailableError, UnknownTopicError
 from deploy import cli
 from deploy.cli.frame import CommandError, note
 from deploy.installation import InstallationError
 from deploy.supervisor.run_folder import AlreadyRunningError
+
+EXPECTED = (
+    CommandError, InstallationError, AlreadyRunningError, OSError, psycopg2.OperationalError, LogUnavailableError,
+    UnknownTopicError,
+)  # fmt: skip
+"""Errors that end a command with a sentence instead of a traceback."""
 
 NOT_COMMANDS = frozenset({"main", "frame"})
 
@@ -43,24 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signals_as_interrupts()
     try:
         status: int = parsed.run(parsed)
-    except (CommandError, InstallationError, AlreadyRunningError) as error:
-        note(f"headrace: {error}")
-        return 1
-    except (psycopg2.OperationalError, LogUnavailableError) as error:
-        what = "the event log" if isinstance(error, LogUnavailableError) else "PostgreSQL"
-        note(
-            f"headrace: {what} does not answer; start the platform with `headrace up`, or see `headrace status`"
-        )
-        return 1
     except BrokenPipeError:  # `headrace logs | head`
         sys.stderr.close()
         return 0
-    except OSError as error:
-        note(f"headrace: {error}")
+    except EXPECTED as error:
+        note(f"headrace: {said(error)}")
         return 1
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def said(error: Exception) -> str:
+    """What a person reads of an expected error."""
+    match error:
+        case psycopg2.OperationalError() | LogUnavailableError():
+            what = "the event log" if isinstance(error, LogUnavailableError) else "PostgreSQL"
+            return f"{what} does not answer; start the platform with `headrace up`, or see `headrace status`"
+        case UnknownTopicError():
+            return f"topic {error.topic!r} does not exist; `headrace up` makes it"
+        case _:
+            return str(error)
 
 
 def signals_as_interrupts() -> None:

@@ -141,6 +141,18 @@ def test_before_anything_has_landed_there_is_nothing_to_replay(headrace: Command
     assert headrace("replay", "list")[1].startswith("only the first generation")
 
 
+def test_a_topic_that_is_not_there_is_said_in_words(site: Site, headrace: Command) -> None:
+    async def delete() -> None:
+        async with open_eventlog(site.eventlog, site.database) as log:
+            await log.delete_topic(schema.TOPIC)
+
+    asyncio.run(delete())
+    status, said, note = headrace("incident", "list")
+    assert (status, said) == (1, "")
+    assert note == "headrace: topic 'usage.records' does not exist; `headrace up` makes it\n"
+    assert headrace("incident", "accept", "gap:usage.records:1:0:1-2", "--reason", "x")[0] == 1
+
+
 def test_a_gap_is_listed_accepted_and_landing_goes_on(site: Site, headrace: Command) -> None:
     assert headrace("incident", "list") == (0, "every topic is where landing left it\n", "")
     landed(site, 0, 3)

@@ -188,7 +188,7 @@ class Responses:
                 return "response.function_call_arguments.done", part
             case "approval.requested":
                 self._index += 1
-                asks = _approval_item(data["call"], data["round"], data["name"], data["arguments"])
+                asks = _requested(data)
                 self._calls[asks["id"]] = (self._index, asks)
                 return "response.output_item.added", self._item(asks["id"])
             case "approval.resolved":
@@ -217,9 +217,7 @@ class Responses:
     def _now(self, status: str) -> dict[str, Any]:
         usage = self._said.usage if status in {"completed", "failed", "cancelled"} else None
         waiting = self._said.asks.data if status == "waiting" and self._said.asks else None
-        asks = waiting and _approval_item(
-            waiting["call"], waiting["round"], waiting["name"], waiting["arguments"]
-        )
+        asks = waiting and _requested(waiting)
         status = _STATUS.get(status, status)
         return _response(self._run, status, self._said.text, self._said.citations, usage, asks)
 
@@ -243,6 +241,11 @@ def response(run: Run, answer: Message | None, question: Approval | None) -> dic
 
 def _approval_id(call: str, round: int) -> str:
     return f"appr_{call}_{round}"
+
+
+def _requested(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The item of an event `approval.requested`."""
+    return _approval_item(data["call"], data["round"], data["name"], data["arguments"])
 
 
 def _approval_item(call: str, round: int, name: str, arguments: str) -> dict[str, Any]:

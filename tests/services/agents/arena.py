@@ -1,11 +1,12 @@
 """A PostgreSQL where nobody else takes runs, and what tests of runs do with it."""
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from core.contracts.agents import TERMINAL, AgentEvent, event
 from core.database import Database, tenant
 from core.ids import new_id
 from core.settings import DatabaseSettings
+from core.tasks import cancel
 from deploy.component import Component
 from services.agents import decisions, store, submissions
 from services.agents.decisions import Approval
 from services.agents.model import AgentSpec, Decision, Limits
+from services.agents.runner import Execute, Runner
 from services.agents.store import Viewer
 from services.agents.submissions import Submission, Submitted
 from services.common.principal import Principal
@@ -97,6 +100,21 @@ class Story:
         assert [one.epoch for one in self.events] == sorted(one.epoch for one in self.events)
         assert self.types[0] == "run.queued"
         assert [one.type for one in self.events if one.type in TERMINAL] == [self.types[-1]]
+
+
+@asynccontextmanager
+async def in_process(arena: Arena, loop: Execute, **options: Any) -> AsyncIterator[Runner]:
+    """A runner in this process, drained with the block."""
+    database = Database(arena.settings, role="system")
+    runner = Runner(database, loop, instance="here", poll_seconds=0.1, **options)
+    running = asyncio.create_task(runner.run())
+    try:
+        yield runner
+        runner.drain()
+        await running
+    finally:
+        await cancel(running)
+        await database.close()
 
 
 class Asker:

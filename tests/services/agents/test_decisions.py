@@ -1,16 +1,15 @@
 """A run that waits: nobody holds it, one decision ends the wait, and time, cancelling and deleting do too."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 
 import msgspec
 import pytest
 
 from core.clock import now
-from core.database import Database, tenant
-from core.tasks import cancel
+from core.database import tenant
 from services.agents import decisions, leases, schemas, store
 from services.agents.app import counted_in
 from services.agents.handlers import Conversations
@@ -20,7 +19,7 @@ from services.agents.runner import Execute, Runner
 from services.agents.store import Viewer
 from services.common.errors import Problem
 from services.common.principal import Principal
-from tests.services.agents.arena import Arena, Asker, Story
+from tests.services.agents.arena import Arena, Asker, Story, in_process
 
 CALL = "tcl_01900000-0000-7000-8000-000000000001"
 
@@ -37,18 +36,8 @@ async def execute(run: RunContext, journal: Journal) -> Outcome:
     return Outcome(status="completed", message_id=f"msg_of_{run.run_id}", text=f"{answer.decision} {left}")
 
 
-@asynccontextmanager
-async def here(arena: Arena, loop: Execute = execute) -> AsyncIterator[Runner]:
-    database = Database(arena.settings, role="system")
-    runner = Runner(database, loop, instance="here", poll_seconds=0.1)
-    running = asyncio.create_task(runner.run())
-    try:
-        yield runner
-        runner.drain()
-        await running
-    finally:
-        await cancel(running)
-        await database.close()
+def here(arena: Arena, loop: Execute = execute) -> AbstractAsyncContextManager[Runner]:
+    return in_process(arena, loop)
 
 
 async def until(true: Callable[[], Awaitable[object]]) -> None:

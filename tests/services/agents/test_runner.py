@@ -4,21 +4,19 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from core.database import Database
-from core.tasks import cancel
 from services.agents import schemas
 from services.agents.handlers import Conversations
 from services.agents.runner import Runner
 from services.common.errors import Problem
-from tests.services.agents.arena import Arena, Asker
+from tests.services.agents.arena import Arena, Asker, in_process
 from tests.services.agents.scripted import answer_to, execute
 
 LONG = "steps=12 words=4 pause=0.02"
@@ -34,19 +32,8 @@ async def all_ended(asker: Asker) -> bool:
     return all(run.ended_at is not None for run in (await asker.runs()).values())
 
 
-@asynccontextmanager
-async def here(arena: Arena, **options: Any) -> AsyncIterator[Runner]:
-    """A runner in this process."""
-    database = Database(arena.settings, role="system")
-    runner = Runner(database, execute, instance="here", poll_seconds=0.1, **options)
-    running = asyncio.create_task(runner.run())
-    try:
-        yield runner
-        runner.drain()
-        await running
-    finally:
-        await cancel(running)
-        await database.close()
+def here(arena: Arena, **options: Any) -> AbstractAsyncContextManager[Runner]:
+    return in_process(arena, execute, **options)
 
 
 async def check_all(asker: Asker, script: str, runs: list[str]) -> None:
