@@ -4,6 +4,8 @@
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 UV = $(firstword $(wildcard .tools/uv/bin/uv .tools/venv/bin/uv) uv)
+# Two lanes side by side (tests/conftest.py): most tests wait for servers half of the time.
+LANES ?= -n 2 --dist loadgroup
 PYTEST ?=
 
 .PHONY: help setup dev run test test-embedded bench figures pictures lint format lock proto docs clean
@@ -23,10 +25,10 @@ run: setup ## start the platform and show the demo once; Ctrl-C ends it (ARGS="-
 test: dev ## provision the real servers, then lint, types and every test
 	@$(BIN)/headrace provision
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/pytest $(PYTEST)
+	@$(BIN)/pytest $(LANES) $(PYTEST)
 
 test-embedded: dev ## the tests that need neither root nor a system package
-	@$(BIN)/pytest -m "not stack" $(PYTEST)
+	@$(BIN)/pytest $(LANES) -m "not stack" $(PYTEST)
 
 bench: dev ## measure, for example NAME=slices; writes build/bench/NAME.json
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=slices"; exit 2; }

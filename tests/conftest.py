@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,9 @@ from tests.stack_servers import (  # noqa: F401
 
 REPOSITORY = real_data.REPOSITORY
 
+SECOND_LANE = {"e2e", "services"}
+"""Folders that take about half of the time of all."""
+
 
 def pytest_report_collectionfinish() -> list[str]:
     """Third-party inputs that the project does not ship: tests on them are collected only where they are."""
@@ -39,8 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(_lane(item.path)))
         if "stack_programs" in getattr(item, "fixturenames", ()):
             item.add_marker("stack")
+
+
+def _lane(path: Path) -> str:
+    """Which of the two processes of `make test` runs a file: each has servers of its own, and always the same files
+    in the same order, so that what one test leaves on a server cannot depend on chance."""
+    return "second" if path.relative_to(REPOSITORY / "tests").parts[0] in SECOND_LANE else "first"
 
 
 @pytest.fixture(scope="session")

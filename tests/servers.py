@@ -1,6 +1,7 @@
 """Runs one component for the length of a test session, without the supervisor."""
 
 import os
+import random
 import secrets
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from core.settings import DatabaseSettings
 from deploy import migrate
 from deploy.component import Component
+from deploy.ports import USUAL
 
 
 def free_port() -> int:
@@ -34,6 +36,21 @@ def free_ports(number: int) -> list[int]:
     while len(found) < number:
         found.add(free_port())
     return list(found)
+
+
+def free_base() -> int:
+    """A port base under which nothing listens, below the range of outgoing connections; by chance, since the other
+    lane of the tests looks for one too."""
+    bases = range(11_000, 23_000, 250)
+    for base in random.sample(bases, len(bases)):
+        try:
+            for number in USUAL.values():
+                with socket.socket() as candidate:
+                    candidate.bind(("127.0.0.1", number + base))
+        except OSError:
+            continue
+        return base
+    raise RuntimeError("no free block of ports between 11000 and 32000")
 
 
 def start(component: Component, log: Path, *, seconds: float = 60) -> subprocess.Popen[bytes]:

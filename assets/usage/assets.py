@@ -149,7 +149,12 @@ def usage_cells(platform: Platform) -> dg.MaterializeResult[Any]:
     if done is None:
         return dg.MaterializeResult(metadata={"dagster/row_count": 0})
     return dg.MaterializeResult(
-        metadata={"dagster/row_count": done.cells, "slice": done.slice, "lake version": done.lake_version}
+        metadata={
+            "dagster/row_count": done.cells,
+            "slice": done.slice,
+            "lake version": done.lake_version,
+            **{f"cells of {meter}": cells for meter, cells in done.meters.items()},
+        }
     )
 
 

@@ -2,7 +2,8 @@
 forward."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -59,11 +60,15 @@ select %s, %s, %s, %s, coalesce(jsonb_object_agg(topic_id, offsets), '{}') from 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`lake_version` and `slice` are what PostgreSQL reflects now; `cells` how many were written."""
+    """`lake_version` and `slice` are what PostgreSQL reflects now; `meters` how many cells of each were written."""
 
     lake_version: int
     slice: int
-    cells: int
+    meters: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> int:
+        return sum(self.meters.values())
 
 
 class PublicationRefusedError(Exception):
@@ -104,10 +109,10 @@ def publish(lake: Lake, database: DatabaseSettings) -> Published | None:
             published_version, published_slice, generation = cursor.fetchone()
             check_against(cursor, lake)
             if generation > lake.generation:
-                return Published(published_version, published_slice, 0)  # these tables count no more
+                return Published(published_version, published_slice)  # these tables count no more
             if published_slice == last:
                 _go_over_losses(cursor, lake, published_version)
-                return Published(published_version, published_slice, 0)
+                return Published(published_version, published_slice)
             # A table that was made anew begins with small versions; what is published only goes forward.
             version = max(version, published_version + 1)
             found, elements = _cells(lake, hourly, day, published_slice + 1, last, version)
@@ -138,7 +143,8 @@ def publish(lake: Lake, database: DatabaseSettings) -> Published | None:
     crash.here(Point.PUBLISHED)
     # Now that everybody has these slices, they need not stand alone any more.
     fold_full_blocks(lake, published_slice, last)
-    return Published(version, last, len(found))
+    meters = found.group_by("meter").len().sort("meter") if len(found) else found
+    return Published(version, last, dict(meters.iter_rows()))
 
 
 def _cells(

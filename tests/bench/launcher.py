@@ -26,7 +26,7 @@ from deploy.installation import load
 from deploy.session import operator
 from deploy.supervisor.run_folder import RunFolder
 from tests.bench import report
-from tests.deploy.test_launcher import free_base
+from tests.servers import free_base
 
 REPOSITORY = Path(__file__).parents[2]
 FIRST_START, WARM_START, IDLE_MEMORY, DATABASE_HEALS = 180.0, 30.0, 1200.0, 6.0

@@ -35,7 +35,7 @@ from deploy.session import operator
 from deploy.supervisor.run_folder import RunFolder
 from tests.bench import report
 from tests.bench.installation import server_cpu
-from tests.deploy.test_launcher import free_base
+from tests.servers import free_base
 
 AIM_SECONDS = 1.0
 BATCH = 100

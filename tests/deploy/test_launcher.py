@@ -6,7 +6,6 @@ The tests run in order on one installation; each leaves it ready for the next.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,10 +18,9 @@ import pytest
 
 from deploy.components import is_ready
 from deploy.installation import load
-from deploy.ports import USUAL
 from deploy.supervisor.processes import alive, identify, kill_all, marked, send, wait_gone
 from deploy.supervisor.run_folder import RunFolder
-from tests.servers import free_port
+from tests.servers import free_base, free_port
 
 HEADRACE = (sys.executable, "-m", "deploy.cli.main")
 NAMES = {
@@ -35,19 +33,6 @@ def headrace(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*HEADRACE, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
-
-
-def free_base() -> int:
-    """A port base under which nothing listens."""
-    for base in range(11_000, 30_000, 500):
-        try:
-            for number in USUAL.values():
-                with socket.socket() as candidate:
-                    candidate.bind(("127.0.0.1", number + base))
-        except OSError:
-            continue
-        return base
-    raise RuntimeError("no free block of ports")
 
 
 def status(data: Path) -> dict[str, dict[str, Any]]:

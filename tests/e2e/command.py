@@ -2,14 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.ports import USUAL
 from deploy.supervisor.processes import marked
 
 HEADRACE = (sys.executable, "-m", "deploy.cli.main")
@@ -38,16 +36,3 @@ class Command:
         """Processes of this installation that live."""
         mark = json.loads((self.data / "installation.json").read_text())["mark"]
         return list(marked(f"{mark}/"))
-
-
-def free_base() -> int:
-    """A port base under which nothing listens, below the range of outgoing connections."""
-    for base in range(11_000, 23_000, 250):
-        try:
-            for number in USUAL.values():
-                with socket.socket() as candidate:
-                    candidate.bind(("127.0.0.1", number + base))
-        except OSError:
-            continue
-        return base
-    raise RuntimeError("no free block of ports between 11000 and 32000")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from deploy.demo import oracle, sample
-from tests.e2e.command import Command, free_base
+from tests.e2e.command import Command
 from tests.real_data import real_data
+from tests.servers import free_base
 
 AZURE = real_data("usage", "azure_2023_code.csv")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import Command, free_base
+from tests.e2e.command import Command
+from tests.servers import free_base
 
 REPOSITORY = Path(__file__).parents[2]
 COMMANDS = [
