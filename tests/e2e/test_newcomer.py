@@ -90,7 +90,7 @@ def test_a_meter_and_its_price_show_up_everywhere(tmp_path: Path) -> None:
             if entry["label"] == f"cells of {METER}"
         ]
 
-    shell(f"headrace up --demo --detach --port-base {base}")
+    shell(f"headrace up --detach --port-base {base}")
     try:
         send, usage, invoice, snapshot = re.split(
             r"\n(?=\S)", blocks()[2].strip().replace("127.0.0.1:8080", port(8080))
