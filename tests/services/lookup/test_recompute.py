@@ -12,7 +12,7 @@ import polars as pl
 from assets.usage.evidence import Evidence
 from assets.usage.promotion import begin, build, promote
 from quality import gates
-from tests.services.lookup.world import INVOICES, MARCH, World
+from tests.services.lookup.world import CLOSED, INVOICES, World
 from tests.services.process import REPOSITORY
 
 
@@ -41,7 +41,7 @@ def test_10_issued_documents_compute_to_the_same_cents_after_more_has_landed(wor
     posted = [one for each in world.bill("adjustments") for one in each["data"]]
     assert {one["generation"] for one in posted} == {number}, "late usage, of the tables that count now"
     assert everything_verifies(world) == before + len(posted)
-    world.land(120, MARCH, 31)  # the tests that follow find late usage that waits
+    world.land(120, CLOSED, 31)  # the tests that follow find late usage that waits
     sys.stdout.write(
         f"{before} documents of {len(world.tenants)} organisations verified, before and after a replay\n"
     )

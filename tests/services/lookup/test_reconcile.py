@@ -9,11 +9,10 @@ import httpx2
 import pytest
 
 from core.decimals import total
-from tests.services.lookup.world import ELEMENTS, World
+from tests.services.lookup.world import ELEMENTS, MONTH, NEXT_MONTH, World
 
 pytestmark = pytest.mark.timeout(1200)
 
-MONTH = "2026-03"
 REPORT = "/api/v1/billing/reconciliation"
 
 
@@ -44,7 +43,7 @@ def test_every_difference_is_explained_to_zero(world: World) -> None:
         assert (found["reconciled"], money["difference"]) == (True, "0")
         draft = world.on.call("GET", "/api/v1/billing/invoices/draft", tenant=tenant)
         assert Decimal(money["not_invoiced"]) == total(Decimal(one["total"]) for one in draft["adjustments"])
-        april = report(world, tenant, "2026-04")
+        april = report(world, tenant, NEXT_MONTH)
         assert (april["reconciled"], april["documents"]) == (True, [])
         assert Decimal(april["money"]["not_invoiced"]) == Decimal(april["money"]["rated"]) > 0
         assert april["unpriced"]
@@ -56,7 +55,7 @@ def test_a_cell_that_is_not_what_landed_leaves_a_difference(world: World) -> Non
     tenant, site = world.tenants[0], world.on.site
     where = (
         "where ctid = (select ctid from usage_cell where tenant_id = %s and grain = 'hour' and meter = 'llm.tokens.input' "
-        "and period_start >= '2026-03-01Z' and period_start < '2026-04-01Z' limit 1)"
+        f"and period_start >= '{MONTH}-01Z' and period_start < '{NEXT_MONTH}-01Z' limit 1)"
     )
     place = site.sql(
         f"update usage_cell set quantity = quantity + 1000000 {where} returning period_start, dimensions_key",

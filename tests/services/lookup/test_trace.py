@@ -14,7 +14,7 @@ from core.invoices.periods import month
 from core.prices import PriceBook
 from core.prices.table import read_prices
 from core.rating import Usage, rate
-from tests.services.lookup.world import APRIL, ELEMENTS, INVOICES, MARCH, PEAK, USERS, World
+from tests.services.lookup.world import CLOSED, ELEMENTS, INVOICES, MONTH, OPEN, PEAK, USERS, World
 
 TRACE = "/api/v1/usage/trace"
 LINES, EVENTS = 60, 80
@@ -50,7 +50,7 @@ def rated(world: World, tenant: str, events: Sequence[Any], revision: int, meter
     prices = world.on.system(read_prices)
     book = PriceBook(tenant, prices).as_of(revision)
     usage = [Usage(one["meter"], one["dimensions"], hour_of(one), Decimal(one["quantity"])) for one in events]
-    return [line for line in rate(usage, book, month("2026-03")).lines if line.price.meter == meter]
+    return [line for line in rate(usage, book, month(MONTH)).lines if line.price.meter == meter]
 
 
 def hour_of(event: Any) -> datetime:
@@ -131,7 +131,7 @@ def test_11_the_events_of_a_line_rate_to_the_line(world: World) -> None:
 
 def test_11_lines_of_the_draft_are_traced_as_well(world: World) -> None:
     seen = 0
-    world.land(200, MARCH, 31, mischief=False)  # whatever was adjusted before
+    world.land(200, CLOSED, 31, mischief=False)  # whatever was adjusted before
     for tenant in world.tenants:
         draft = world.on.call("GET", f"{INVOICES}/draft", tenant=tenant)
         lines = draft["lines"] + [line for one in draft["adjustments"] for line in one["lines"]]
@@ -170,7 +170,7 @@ def test_11_an_event_is_on_its_lines_or_has_one_reason(world: World) -> None:
         if event.data.meter == "storage.bytes":
             assert (state, found["lines"]) == ("unpriced", [])
             continue
-        april = event.time >= APRIL
+        april = event.time >= OPEN
         if event.data.meter in ELEMENTS and not april and state == "no_difference":
             continue  # it is late, and another one decides
         assert state in {"invoiced", "not_invoiced"}, found
@@ -202,7 +202,7 @@ def test_11_a_reading_that_does_not_decide_is_on_the_line_all_the_same(world: Wo
             for key, event in world.events.items()
             if key[0] == tenant
             and event.data.meter == meter
-            and event.time >= APRIL
+            and event.time >= OPEN
             and world.fates[key] == "counted"
         }
         assert len(april) > 2

@@ -15,6 +15,7 @@ import httpx2
 import msgspec
 from sqlalchemy import text
 
+from core.clock import now
 from core.contracts.usage import Reference, UsageData, UsageEvent, VoidEvent
 from core.database import Database
 from core.ids import new_id
@@ -27,7 +28,11 @@ from tests.services.process import environment, service
 
 INVOICES: Final = "/api/v1/billing/invoices"
 FIXES: Final = "/api/v1/billing/price-fixes"
-MARCH, APRIL = datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC)
+_LONG_AGO = now() - timedelta(days=62)
+CLOSED = datetime(_LONG_AGO.year, _LONG_AGO.month, 1, tzinfo=UTC)
+"""The month that is invoiced; the one behind it is over too."""
+OPEN = datetime(CLOSED.year + CLOSED.month // 12, CLOSED.month % 12 + 1, 1, tzinfo=UTC)
+MONTH, NEXT_MONTH = f"{CLOSED:%Y-%m}", f"{OPEN:%Y-%m}"
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
 MODELS: Final = tuple(f"m{n}" for n in range(12))
 INPUT, CALLS, STORED = "llm.tokens.input", "tool.calls", "storage.bytes"
@@ -151,7 +156,7 @@ class World:
     def bill(self, what: str) -> list[Any]:
         """March of every organisation: `invoices` closes it, `adjustments` adjusts it."""
         return [
-            self.on.call("POST", f"/api/v1/billing/{what}", tenant=tenant, owner=True, status=0, json={"period": "2026-03"})
+            self.on.call("POST", f"/api/v1/billing/{what}", tenant=tenant, owner=True, status=0, json={"period": MONTH})
             for tenant in self.tenants
         ]  # fmt: skip
 
@@ -232,18 +237,18 @@ def _listed(model: str, unit_price: str) -> Price:
 
 
 def history(on: Running, *, organisations: int = 4, events: int = 300, slices: int = 3) -> World:
-    """March closed, late usage adjusted, a price fixed, more of it adjusted, and some not invoiced yet."""
+    """A month closed, late usage adjusted, a price fixed, more of it adjusted, and some not invoiced yet."""
     world = World(on)
     world.found(organisations)
     for _ in range(slices):
-        world.land(events, MARCH, 31)
+        world.land(events, CLOSED, 31)
     world.bill("invoices")
     for _ in range(slices):
-        world.land(events, MARCH, 60)
+        world.land(events, CLOSED, 60)
     world.bill("adjustments")
     world.correct_price("2.6")
     world.fix_prices()
-    world.land(events, MARCH, 31)
+    world.land(events, CLOSED, 31)
     world.bill("adjustments")
-    world.land(events, MARCH, 60)
+    world.land(events, CLOSED, 60)
     return world
