@@ -5,7 +5,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 UV = $(firstword $(wildcard .tools/uv/bin/uv .tools/venv/bin/uv) uv)
 # Two lanes side by side (tests/conftest.py): most tests wait for servers half of the time.
-LANES ?= -n 2 --dist loadgroup
+LANES ?= -n 2 --dist loadscope
 PYTEST ?=
 
 .PHONY: help setup dev run test test-embedded bench figures pictures lint format lock proto docs clean

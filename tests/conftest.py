@@ -2,9 +2,10 @@
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from core.database import Database
 from core.settings import CacheSettings, DatabaseSettings, EventLogSettings, VectorSettings
@@ -43,15 +44,21 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_lane(item.path)))
         if "stack_programs" in getattr(item, "fixturenames", ()):
             item.add_marker("stack")
 
 
-def _lane(path: Path) -> str:
-    """Which of the two processes of `make test` runs a file: each has servers of its own, and always the same files
-    in the same order, so that what one test leaves on a server cannot depend on chance."""
-    return "second" if path.relative_to(REPOSITORY / "tests").parts[0] in SECOND_LANE else "first"
+class Lanes(LoadScopeScheduling):  # type: ignore[misc]
+    """The two processes of `make test`: each has servers of its own, and always the same files in the same order, so
+    that what one test leaves on a server cannot depend on chance."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "second" if nodeid.split("/")[1] in SECOND_LANE else "first"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    return Lanes(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from deploy.servers.valkey import valkey as valkey_server
 from tests.bench import report
 from tests.bench.workload import Workload
 from tests.servers import database_settings, free_port, running
-from tests.services.lookup.world import INVOICES, MARCH, World, history, platform
+from tests.services.lookup.world import CLOSED, INVOICES, World, history, platform
 
 SLICE = 50_000
 
@@ -37,7 +37,7 @@ class Neighbours(Workload):
 
     def __init__(self, slices: int) -> None:
         super().__init__(schema.TOPIC, SLICE, slices=slices)
-        self._start = MARCH
+        self._start = CLOSED
 
 
 class Asked:
