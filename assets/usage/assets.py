@@ -252,7 +252,7 @@ def usage_purge(platform: Platform) -> dg.MaterializeResult[Any]:
 
     **Red?** *PurgeRefusedError* names the object, its offsets and tenants: it is lost or changed. Its
     records are still in the topic for 30 days: keep them (`headrace purge hold`), restore the object from a
-    backup, and run this again. Everything that is not named was purged as usual.
+    backup, and run this again. What landed before it was purged as usual.
     """
     from datetime import timedelta  # noqa: PLC0415
 
