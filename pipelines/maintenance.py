@@ -3,12 +3,11 @@
 import dagster as dg
 
 from assets.resources import Platform
-from sensors.runs import under_way
+from pipelines.clock import looks
 
 MOST_SMALL_FILES = {"usage_events": 24, "audit_events": 24, "usage_hourly": 256, "usage_daily": 256}
 """Partial sums are folded as they are published, which keeps their files few for tens of thousands of
 slices; putting a block together that is still folded would only make the fold rewrite more."""
-JOB_TAG = {"headrace/job": "lake_maintenance"}
 
 
 @dg.op(
@@ -36,24 +35,21 @@ def compact_and_vacuum(context: dg.OpExecutionContext, platform: Platform) -> No
             context.log_event(dg.AssetObservation(asset_key=table, metadata=metadata))
 
 
-@dg.job(tags=JOB_TAG, description="Compaction and vacuum of every table of the lake.")
+@dg.job(
+    tags={"headrace/job": "lake_maintenance"}, description="Compaction and vacuum of every table of the lake."
+)
 def lake_maintenance() -> None:
     compact_and_vacuum()
 
 
-@dg.schedule(
-    job=lake_maintenance,
-    cron_schedule="*/30 * * * *",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Looks each half hour; a run only where a table has too many small files.",
+@looks(
+    lake_maintenance,
+    "*/30 * * * *",
+    "Looks each half hour; a run only where a table has too many small files.",
 )
-def lake_maintenance_each_half_hour(
-    context: dg.ScheduleEvaluationContext, platform: Platform
-) -> dg.RunRequest | dg.SkipReason:
+def lake_maintenance_each_half_hour(platform: Platform) -> dg.RunRequest | dg.SkipReason:
     from core.lake.maintenance import crowded  # noqa: PLC0415
 
-    if wait := under_way(context.instance, JOB_TAG):
-        return wait
     slow = crowded(platform.lake(), MOST_SMALL_FILES)
     if not slow:
         return dg.SkipReason("no table has many small files")
