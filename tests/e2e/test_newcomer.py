@@ -65,12 +65,13 @@ def test_a_meter_and_its_price_show_up_everywhere(tmp_path: Path) -> None:
         "PATH": f"{bin}:{os.environ['PATH']}",
     }  # fmt: skip
 
-    def shell(line: str) -> str:
+    def shell(line: str, *, patient: bool = False) -> str:
+        """What a command prints; nothing where a `patient` one is refused still."""
         done = subprocess.run(
             ["sh", "-euc", line], capture_output=True, text=True, env=environment, check=False,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert patient or done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def port(usual: int) -> str:
@@ -98,7 +99,7 @@ def test_a_meter_and_its_price_show_up_everywhere(tmp_path: Path) -> None:
         assert METER in shell(send) or '"accepted"' in shell(send)
         until(lambda: f'"{VALUE}"' in shell(usage), seconds=60)
         until(lambda: METER in shell(invoice))
-        until(lambda: VALUE in shell(snapshot))
-        assert in_dagster() == [2]
+        until(lambda: VALUE in shell(snapshot, patient=True))  # "it follows within about a minute"
+        assert in_dagster() == [2]  # an hour and its day
     finally:
         shell("headrace down")
