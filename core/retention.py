@@ -30,7 +30,7 @@ class Enforcer(StrEnum):
     DELIVERY = "delivery"
     """Nobody on a clock: it goes once it is delivered, or when a person drops what cannot be."""
     LAKE = "lake"
-    """An asset over the lake, by the plan of each organisation."""
+    """An asset over the lake, by the plan of each organisation; not built yet (docs/limits.md)."""
     ACCOUNT = "account"
     """Nobody on a clock: it goes when its owner deletes it, or with its account or organisation."""
 

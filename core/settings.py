@@ -394,7 +394,7 @@ class DataSettings(Settings):
     """Folders of one installation that hold rebuildable state."""
 
     title: ClassVar[str] = "Data"
-    state_dir: Path = Field(description="Rebuildable local state: identity index, downloaded snapshots.")
+    state_dir: Path = Field(description="Rebuildable local state: identity index, embedding model.")
 
 
 ALL: tuple[type[Settings], ...] = (

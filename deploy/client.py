@@ -62,6 +62,16 @@ class Client:
     def get(self, path: str, **params: str) -> Any:
         return self.call("GET", path, params=params)
 
+    def listed(self, path: str, **params: str) -> list[Any]:
+        """The items of a list, all its pages. Raises: as `call`."""
+        found, after = list[Any](), dict[str, str]()
+        while True:
+            page = self.get(path, limit="100", **params, **after)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            after = {"after": page["last_id"]}
+
     def text(self, path: str, **params: str) -> str:
         """The answer as text, such as CSV. Raises: as `call`."""
         return self._answer("GET", path, params=params).text

@@ -22,7 +22,7 @@ while there is some, `headrace doctor` measures at the oldest record that is not
 usage_records = dg.AssetSpec(
     key=["topics", "usage_records"],
     description="Topic `usage.records`: metered facts as CloudEvents, from the services' outbox and from producers "
-    "that write it directly. Kept 30 days.",
+    "that write it directly. Kept 30 days at most; what is proven to have landed goes after one.",
     group_name=GROUP,
     owners=OWNERS,
     kinds={"kafka"},
@@ -212,7 +212,7 @@ def usage_snapshot(platform: Platform) -> dg.MaterializeResult[Any]:
     """Usage, prices and charges as a versioned DuckDB file for analysts.
 
     **Promise.** The file shows exactly what was published at its `lake_version`; every tenant's
-    `sum(amount_unrounded)` equals the unrounded draft invoice to the last digit (compared in the
+    `sum(amount_unrounded)` is all its usage rated as an invoice would, to the last digit (compared in the
     finished file before the pointer moves); a published file never changes.
 
     **Red?** *SnapshotError*: the file and the rating differ; nothing was published, the message names

@@ -45,7 +45,11 @@ def register(subparsers: Subparsers) -> None:
         )  # fmt: skip
         parser.add_argument("queue", help="the queue they were meant for, such as document.index")
         parser.add_argument("ids", nargs="*", help="ids as `list` shows them")
-        parser.add_argument("--all", action="store_true", help=f"{one} every dead letter of the queue")
+        parser.add_argument(
+            "--all",
+            action="store_true",
+            help=f"{one} the oldest 10,000 (at most 64 MB) of the queue; again for the rest",
+        )
 
 
 def run_list(arguments: argparse.Namespace) -> int:

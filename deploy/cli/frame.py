@@ -120,7 +120,7 @@ def ask(
     """What the API answers the owner of the installation, for a tenant (that of the arguments where none is given).
 
     Args:
-        method: GET, POST, or TEXT for what is no JSON.
+        method: GET, POST, LIST for all pages of a list, or TEXT for what is no JSON.
 
     Raises:
         CommandError: there is no such tenant, or the API refuses or is away.
@@ -137,7 +137,7 @@ def ask(
         client = owner.client()
         if method == "POST":
             return client.post(path, body, **named)
-        return client.text(path, **named) if method == "TEXT" else client.get(path, **named)
+        return {"GET": client.get, "LIST": client.listed, "TEXT": client.text}[method](path, **named)
     except (ApiError, PlatformUnreachableError) as error:
         raise CommandError(str(error)) from error
 

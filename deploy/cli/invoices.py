@@ -131,21 +131,21 @@ def body_of(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    listed = ask(arguments, "GET", PATH, {"limit": "100"})
+    listed = ask(arguments, "LIST", PATH)
     if arguments.json:
-        print_json(listed)
+        print_json({"object": "list", "data": listed})
         return 0
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*COLUMNS, box=None, pad_edge=False)
-    for one in listed["data"]:
+    for one in listed:
         period = one["service_period"]
         table.add_row(
             one["number"], one["reason"], period["start"], period["end"], one["total"], one["currency"] or "",
             one["issued_at"],
         )  # fmt: skip
-    Console().print(table if listed["data"] else "nothing was issued yet")
+    Console().print(table if listed else "nothing was issued yet")
     return 0
 
 
@@ -250,14 +250,7 @@ def _tenants(arguments: argparse.Namespace) -> list[str]:
 
 
 def _numbers(arguments: argparse.Namespace, tenant: str) -> list[str]:
-    found, after = list[str](), ""
-    while True:
-        params = {"limit": "100", "order": "asc", **({"after": after} if after else {})}
-        listed = ask(arguments, "GET", PATH, params, tenant=tenant)
-        found += [one["id"] for one in listed["data"]]
-        if not listed["has_more"]:
-            return found
-        after = listed["last_id"]
+    return [one["id"] for one in ask(arguments, "LIST", PATH, {"order": "asc"}, tenant=tenant)]
 
 
 def run_readopt(arguments: argparse.Namespace) -> int:

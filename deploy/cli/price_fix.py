@@ -60,15 +60,15 @@ def run_dry_run(arguments: argparse.Namespace) -> int:
 
 def run_list(arguments: argparse.Namespace) -> int:
     client = _client(arguments)
-    listed = _tried(lambda: client.get(PATH, limit="100"))
+    listed = _tried(lambda: client.listed(PATH))
     if arguments.json:
-        print_json(listed)
+        print_json({"object": "list", "data": listed})
         return 0
     from rich.console import Console
     from rich.table import Table
 
     table = Table("id", "state", "totals", "periods", "reasons", "made", box=None, pad_edge=False)
-    for one in listed["data"]:
+    for one in listed:
         table.add_row(
             one["id"],
             one["state"],
@@ -77,7 +77,7 @@ def run_list(arguments: argparse.Namespace) -> int:
             ", ".join(one["reasons"]),
             one["created_at"],
         )
-    Console().print(table if listed["data"] else "no price was ever fixed")
+    Console().print(table if listed else "no price was ever fixed")
     return 0
 
 
@@ -115,7 +115,7 @@ def _decide(arguments: argparse.Namespace, what: str, more: dict[str, Any]) -> i
 
 
 def _show(arguments: argparse.Namespace, client: Any, fix: dict[str, Any]) -> int:
-    items = _tried(lambda: _items(client, fix["id"]))
+    items = _tried(lambda: client.listed(f"{PATH}/{fix['id']}/items"))
     if arguments.json:
         print_json({**fix, "data": items})
         return 0
@@ -152,17 +152,6 @@ def _show(arguments: argparse.Namespace, client: Any, fix: dict[str, Any]) -> in
             f"parked for {', '.join(fix['reasons'])}: approve it with --accept for each, if it is meant"
         )
     return 0
-
-
-def _items(client: Any, fix: str) -> list[Any]:
-    items: list[Any] = []
-    after = ""
-    while True:
-        page = client.get(f"{PATH}/{fix}/items", limit="100", after=after)
-        items += page["data"]
-        if not page["has_more"]:
-            return items
-        after = page["last_id"]
 
 
 def _totals(fix: dict[str, Any]) -> str:

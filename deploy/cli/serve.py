@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = dict(os.environ)
     if arguments.data is not None:
         given = {**environment(load(data_folder(arguments)), arguments.name), **given}
-    elif "HEADRACE_DATABASE_URL" not in given:
+    elif not any(name.startswith("HEADRACE_") for name in given):
         raise CommandError(
             "no settings: give --data DIR of an installation on this machine, or set what docs/settings.md lists"
         )

@@ -178,6 +178,7 @@ def _summary(installation: Installation, seconds: float) -> None:
         f"\nready after {seconds:.1f} s\n"
         f"  gateway     {gateway}\n"
         f"  API docs    {gateway}/docs\n"
+        f"  pages       http://127.0.0.1:{installation.port('web')}\n"
         f"  Dagster     {dagster}\n"
         f"  owner       {email}\n"
         f"  password    {password if installation.fresh else known}\n"

@@ -104,7 +104,7 @@ def holds(site: Site) -> None:
     assert complete(*found).problems == []
 
 
-def test_a_gap_stops_landing_and_is_named(site: Site) -> None:
+def test_4_a_gap_stops_landing_and_is_named(site: Site) -> None:
     fill(site, slices=1)
     partition, cells = busy(site), site.cells()
     slices = landed_slice(site.lake())
@@ -189,7 +189,7 @@ def test_a_loss_is_known_again_after_the_database_was_put_back(site: Site) -> No
     holds(site)
 
 
-def test_a_topic_made_anew_stops_landing_until_it_is_accepted(site: Site) -> None:
+def test_4_a_topic_made_anew_stops_landing_until_it_is_accepted(site: Site) -> None:
     fill(site, slices=2)
     old, slices, ends = ids(site), landed_slice(site.lake()), site.bounds()
     site.send([event(30_000)], key=KEY)
@@ -218,7 +218,7 @@ def test_a_topic_made_anew_stops_landing_until_it_is_accepted(site: Site) -> Non
     assert go(site).plan.refused == {}
 
 
-def test_a_log_put_back_to_an_earlier_time_cannot_be_accepted(local_site: Site) -> None:
+def test_4_a_log_put_back_to_an_earlier_time_cannot_be_accepted(local_site: Site) -> None:
     site = local_site
     fill(site, slices=1)
     partition = busy(site)
