@@ -115,7 +115,11 @@ def _each(
     work: "Callable[[Invoices, str], Awaitable[list[Outcome]]]",
 ) -> None:
     """Do `work` for each organisation; those that fail do not hold up the others, and fail the run in the end."""
+    from decimal import Inexact  # noqa: PLC0415
+
+    from core.invoices.archive import ArchiveAheadError  # noqa: PLC0415
     from core.invoices.issuing import InvoiceError  # noqa: PLC0415
+    from core.prices import PriceError  # noqa: PLC0415
     from core.rating import MixedCurrencyError  # noqa: PLC0415
 
     rows, failed = list[str](), list[str]()
@@ -124,8 +128,8 @@ def _each(
         for tenant in config.tenants or await _charged(platform, config.period):
             try:
                 made = await work(invoices, tenant)
-            except (InvoiceError, MixedCurrencyError) as error:
-                failed.append(f"{tenant}: {error}")
+            except (InvoiceError, MixedCurrencyError, ArchiveAheadError, PriceError, Inexact) as error:
+                failed.append(f"{tenant}: {error or type(error).__name__}")
                 continue
             rows.extend(
                 f"| {tenant} | {one.document.number} | {one.document.total} {one.document.currency or ''} | {'issued' if one.fresh else one.document.status} |"
@@ -169,7 +173,8 @@ def _run(platform: Platform, work: "Callable[[Invoices, Fixes], Awaitable[T]]") 
 
 
 async def _charged(platform: Platform, period: str) -> list[str]:
-    """Organisations with usage in a month, or with a price of their own that asks for a minimum."""
+    """Organisations with usage in a month or an invoice of it (a replay may have left none), or with a price of their
+    own that asks for a minimum."""
     from sqlalchemy import text  # noqa: PLC0415
 
     from core.database import Database  # noqa: PLC0415
@@ -183,6 +188,8 @@ async def _charged(platform: Platform, period: str) -> list[str]:
                 text(
                     "select id from organisation o where exists (select 1 from usage_cell c where c.tenant_id = o.id "
                     "and c.grain = 'day' and c.period_start >= :start and c.period_start < :end) "
+                    "or exists (select 1 from invoice i where i.tenant_id = o.id "
+                    "and i.period_start >= :start and i.period_start < :end) "
                     "or exists (select 1 from price p where p.tenant_id = o.id and p.minimum > 0 "
                     "and p.valid_from < :end and (p.valid_to is null or p.valid_to > :start)) order by id"
                 ),

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import psycopg2
 
+from assets.slices.losses import losses
 from assets.slices.progress import SUCCESSOR
 from assets.usage import schema
 from assets.usage.generation import finish
@@ -18,6 +19,7 @@ from core.database.urls import libpq_dsn
 from core.lake import Lake
 from core.lake.read import read
 from core.settings import DatabaseSettings
+from core.topology import TOPICS
 
 
 class LakeBehindError(Exception):
@@ -68,9 +70,9 @@ def check_against(cursor: Any, lake: Lake) -> None:
             "Restore a lake that holds what was published; nothing was changed"
         )
     other = [
-        f"partition {partition} at offset {end} (published: {offsets.get(topic_id, {}).get(str(partition))})"
-        for topic_id, partition, end in _ends(lake, published)
-        if offsets.get(topic_id, {}).get(str(partition)) != end
+        f"partition {partition} at offset {ends[0]} (published: {offsets.get(topic_id, {}).get(str(partition))})"
+        for topic_id, partition, ends in _ends(lake, published)
+        if offsets.get(topic_id, {}).get(str(partition)) not in ends
     ]
     if other:
         raise LakeBehindError(
@@ -80,8 +82,9 @@ def check_against(cursor: Any, lake: Lake) -> None:
         )
 
 
-def _ends(lake: Lake, number: int) -> list[tuple[str, int, int]]:
-    """Topic id, partition and next offset of each partition that a slice has records of."""
+def _ends(lake: Lake, number: int) -> list[tuple[str, int, list[int]]]:
+    """Topic id, partition and next offset of each partition that a slice has records of: behind its last record, and
+    behind what was lost there, if a person accepted that before the slice was published."""
     handle = lake.open(schema.EVENTS)
     if handle is None:
         return []
@@ -94,4 +97,17 @@ def _ends(lake: Lake, number: int) -> list[tuple[str, int, int]]:
         where=pl.col("slice") == number,
         within=("slice", number, number),
     )
-    return rows.group_by("topic_id", "partition").agg(pl.col("offset").max() + 1).sort("partition").rows()
+    last = rows.group_by("topic_id", "partition").agg(pl.col("offset").max() + 1).sort("partition").rows()
+    partitions = TOPICS[schema.TOPIC].partitions
+    lost = {
+        (loss.topic_id, loss.partition, loss.first): loss.end
+        for topic_id in {row[0] for row in last}
+        for loss in losses(handle, topic_id, partitions)
+    }
+    found = list[tuple[str, int, list[int]]]()
+    for topic_id, partition, end in last:
+        ends = [end]
+        while (behind := lost.get((topic_id, partition, ends[-1]))) is not None:
+            ends.append(behind)
+        found.append((topic_id, partition, ends))
+    return found

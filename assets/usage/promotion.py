@@ -29,7 +29,7 @@ from core.prices.book import Price
 from core.prices.table import COLUMNS, price_of
 from core.settings import DatabaseSettings, ObjectSettings
 
-LOCK = 7_240_003
+LOCK = 7_240_004
 """Advisory lock of the one replay that works."""
 TRIES = 20
 """So often slices may land between catching up and closing the old tables."""

@@ -137,9 +137,14 @@ class Fixes:
                 f"{len(stale)} of {len(items)} service periods were charged at other prices since the dry run, the first of "
                 f"{stale[0].tenant} ({periods.name(stale[0].period)}); nothing was posted. Make a new dry run.",
             )
-        posted = 0
-        for item in items:
-            posted += bool(await self._post(fix, item, by, dry_run=False))
+        results = [await self._post(fix, item, by, dry_run=False) for item in items]
+        if overtaken := results.count(None):
+            raise InvoiceError(
+                "price_fix_stale",
+                f"{overtaken} of {len(items)} service periods were charged at other prices meanwhile, {results.count(True)} "
+                "are posted. Make a new dry run for those that are not.",
+            )
+        posted = results.count(True)
         async with self._system.writer() as connection:
             if fix.state == "approved":
                 await connection.execute(

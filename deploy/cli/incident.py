@@ -1,6 +1,7 @@
 """`headrace incident`: a log that is not where landing left it, and what a person decides about it."""
 
 import argparse
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from deploy.cli.frame import CommandError, Subparsers, command, command_group, installation_of, print_json
@@ -76,7 +77,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def run_accept(arguments: argparse.Namespace) -> int:
     from assets.slices.incidents import NotAcceptableError, accept
-    from assets.usage.publish import publish
+    from assets.usage.publish import NotRolledUpError, publish
     from assets.usage.schema import TOPIC
     from core.lake.commit import StaleError
 
@@ -92,7 +93,8 @@ def run_accept(arguments: argparse.Namespace) -> int:
     except (NotAcceptableError, StaleError) as error:
         raise CommandError(str(error)) from error
     if topic == TOPIC:
-        publish(lake, database)  # live quota goes on behind it at once
+        with suppress(NotRolledUpError):  # a run rolls up right now, and publishes
+            publish(lake, database)  # live quota goes on behind it at once
     if arguments.json:
         print_json({"accepted": done.name})
     else:

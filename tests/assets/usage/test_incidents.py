@@ -173,6 +173,21 @@ def test_a_second_gap_and_one_over_slices_that_wait(site: Site) -> None:
     assert go(site).plan.refused == {}
 
 
+def test_a_gap_accepted_behind_a_slice_whose_run_died_before_it_published(site: Site) -> None:
+    """The acceptance publishes that slice, whose publication then ends behind the gap; the lake is still the same."""
+    partition = busy(site)
+    site.send([event(1), event(2)], key=KEY)
+    assert site.land()
+    roll_up(site.lake())
+    daily(site.lake())
+    delete_before_landing(site, partition, 3)
+    (incident,) = incidents(site.lake(), site.eventlog, site.database, schema.TOPIC, schema.EVENTS)
+    say_yes(site, incident.name)
+    site.send([event(3)], key=KEY)
+    assert site.carry() == 1
+    holds(site)
+
+
 def test_a_loss_is_known_again_after_the_database_was_put_back(site: Site) -> None:
     fill(site, slices=1)
     partition = busy(site)

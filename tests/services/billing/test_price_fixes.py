@@ -223,6 +223,27 @@ async def test_a_fix_whose_periods_were_fixed_meanwhile_posts_nothing(
     assert await book.total() == Decimal("17.50")
 
 
+async def test_two_fixes_applied_at_once_are_each_posted_whole_or_not_called_applied(
+    books: list[Book], system_database: Database
+) -> None:
+    owner, book = books[0].owner, books[0]
+    await closed([book])
+    fixes = []
+    for unit_price in ("3", "3.5"):
+        await price(system_database, book.of.tenant, unit_price)
+        fixes.append(await propose([book]))
+        await post(owner, f"/{fixes[-1]['id']}/approve", totals=fixes[-1]["totals"])
+    answers = await asyncio.gather(
+        *(post(owner, f"/{fix['id']}/apply", totals=fix["totals"]) for fix in fixes)
+    )
+    assert {answer.status for answer in answers} <= {200, 409}
+    documents = (await book.of.ask(INVOICES, limit="100"))["data"]
+    posted = {fix["id"]: sum(one["price_fix"] == fix["id"] for one in documents) for fix in fixes}
+    states = {fix["id"]: (await owner.ask(f"{FIXES}/{fix['id']}"))["state"] for fix in fixes}
+    assert {posted[name] for name, state in states.items() if state == "applied"} <= {2}, (posted, states)
+    assert sum(posted.values()) == 2, "each period once"
+
+
 async def test_only_a_person_of_the_platform_decides(books: list[Book], system_database: Database) -> None:
     owner, book = books[0].owner, books[0]
     await closed([book])
