@@ -33,7 +33,7 @@ SLICE = 50_000
 
 
 class Neighbours(Workload):
-    """Usage of other organisations, of March."""
+    """Usage of other organisations, of the month that is closed."""
 
     def __init__(self, slices: int) -> None:
         super().__init__(schema.TOPIC, SLICE, slices=slices)

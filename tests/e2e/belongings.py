@@ -70,7 +70,7 @@ def ways(path: str, side: "Side") -> dict[str, list[str]]:
     by_collection = {
         "agents": [has.agent, side.slug],
         "conversations": [has.conversation],
-        "runs": [has.waiting if "{call}" in path else has.run],
+        "runs": [has.waiting if "/approvals" in path else has.run],
         "providers": [has.provider],
         "knowledge-bases": [has.base],
         "documents": [has.document, has.memory],

@@ -23,6 +23,7 @@ class Surviving:
         org = new_id("org")
         sent: set[str] = set()
         handled: dict[str, int] = {}
+        unknown: list[int] = []
         stop = asyncio.Event()
 
         async def produce() -> None:
@@ -33,7 +34,8 @@ class Surviving:
                         async with app_database.writer() as connection:
                             message = await enqueue(connection, DOCUMENTS, "index", b"{}", org)
                 except Exception:
-                    # Where the queue lives in the database, both are away.
+                    # Where the queue lives in the database, both are away. Whether this one was committed is not known.
+                    unknown.append(1)
                     await asyncio.sleep(0.1)
                     continue
                 sent.add(message)
@@ -73,5 +75,6 @@ class Surviving:
             await asyncio.gather(*running)
             assert (await queue.depths([DOCUMENTS]))[DOCUMENTS].ready == 0
         # A message may come twice around the outage, and none comes from nowhere.
-        assert handled.keys() == sent
+        assert sent <= handled.keys()
+        assert len(handled.keys() - sent) <= len(unknown)
         assert sum(handled.values()) < len(sent) + 100

@@ -14,7 +14,7 @@ from core.invoices.periods import month
 from core.prices import PriceBook
 from core.prices.table import read_prices
 from core.rating import Usage, rate
-from tests.services.lookup.world import CLOSED, ELEMENTS, INVOICES, MONTH, OPEN, PEAK, USERS, World
+from tests.services.lookup.world import CLOSED, DAYS, ELEMENTS, INVOICES, MONTH, OPEN, PEAK, USERS, World
 
 TRACE = "/api/v1/usage/trace"
 LINES, EVENTS = 60, 80
@@ -131,7 +131,7 @@ def test_11_the_events_of_a_line_rate_to_the_line(world: World) -> None:
 
 def test_11_lines_of_the_draft_are_traced_as_well(world: World) -> None:
     seen = 0
-    world.land(200, CLOSED, 31, mischief=False)  # whatever was adjusted before
+    world.land(200, CLOSED, DAYS, mischief=False)  # whatever was adjusted before
     for tenant in world.tenants:
         draft = world.on.call("GET", f"{INVOICES}/draft", tenant=tenant)
         lines = draft["lines"] + [line for one in draft["adjustments"] for line in one["lines"]]

@@ -32,7 +32,7 @@ _LONG_AGO = now() - timedelta(days=62)
 CLOSED = datetime(_LONG_AGO.year, _LONG_AGO.month, 1, tzinfo=UTC)
 """The month that is invoiced; the one behind it is over too."""
 OPEN = datetime(CLOSED.year + CLOSED.month // 12, CLOSED.month % 12 + 1, 1, tzinfo=UTC)
-MONTH, NEXT_MONTH = f"{CLOSED:%Y-%m}", f"{OPEN:%Y-%m}"
+MONTH, NEXT_MONTH, DAYS = f"{CLOSED:%Y-%m}", f"{OPEN:%Y-%m}", (OPEN - CLOSED).days
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
 MODELS: Final = tuple(f"m{n}" for n in range(12))
 INPUT, CALLS, STORED = "llm.tokens.input", "tool.calls", "storage.bytes"
@@ -241,14 +241,14 @@ def history(on: Running, *, organisations: int = 4, events: int = 300, slices: i
     world = World(on)
     world.found(organisations)
     for _ in range(slices):
-        world.land(events, CLOSED, 31)
+        world.land(events, CLOSED, DAYS)
     world.bill("invoices")
     for _ in range(slices):
         world.land(events, CLOSED, 60)
     world.bill("adjustments")
     world.correct_price("2.6")
     world.fix_prices()
-    world.land(events, CLOSED, 31)
+    world.land(events, CLOSED, DAYS)
     world.bill("adjustments")
     world.land(events, CLOSED, 60)
     return world
