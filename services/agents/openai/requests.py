@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.agents.model import Role
-from services.common.body import parse
+from services.common.body import parsed
 from services.common.errors import Problem, invalid
 
 MAX_BYTES = 32 << 20
@@ -25,9 +25,9 @@ class Talk:
     prior: list[tuple[Role, str]] = field(default_factory=list)
 
 
-def document(body: bytes) -> dict[str, Any]:
+async def document(body: bytes) -> dict[str, Any]:
     """Raises: Problem 400, 413, 422."""
-    value = parse(body, max_bytes=MAX_BYTES)
+    value = await parsed(body, max_bytes=MAX_BYTES)
     if not isinstance(value, dict):
         raise invalid("", "The body must be a JSON object.")
     return value
