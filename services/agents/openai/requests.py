@@ -8,6 +8,8 @@ from services.common.body import parsed
 from services.common.errors import Problem, invalid
 
 MAX_BYTES = 32 << 20
+MAX_MESSAGES = 2_000
+"""Of one request to an agent: each becomes a row of the conversation, all in one transaction."""
 AGENT = "agent:"
 _ROLES: dict[str, Role] = {
     "user": "user",
@@ -93,6 +95,10 @@ def input_of(body: dict[str, Any]) -> Talk:
 def _talk(items: Any, name: str) -> Talk:
     if not isinstance(items, list) or not items:
         raise invalid(f"/{name}", f"`{name}` must hold at least one message.")
+    if len(items) > MAX_MESSAGES:
+        raise invalid(
+            f"/{name}", f"`{name}` holds at most {MAX_MESSAGES} messages.", code="too_many_messages"
+        )
     said: list[tuple[Role, str]] = []
     for index, item in enumerate(items):
         role = _ROLES.get(str(item.get("role"))) if isinstance(item, dict) else None
