@@ -5,6 +5,7 @@ security decides what exists. Look-ups before a tenant is known run inside `with
 table shows a row and only the SECURITY DEFINER functions of the schema answer.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -369,6 +370,24 @@ async def revoke_invitation(connection: AsyncConnection, organisation_id: str, i
         ),
         {"tenant": organisation_id, "id": invitation_id},
     )
+
+
+async def revoke_invitations_of(
+    connection: AsyncConnection, organisation_id: str, person_id: str, kept: Sequence[str]
+) -> list[Invitation]:
+    """End the open invitations that a person made, but for those to the roles in `kept`; returns them."""
+    rows = await connection.execute(
+        text(
+            f"""
+            update invitation set revoked_at = now()
+            where tenant_id = :tenant and invited_by = :person and not role = any(:kept)
+              and accepted_at is null and revoked_at is null and expires_at > now()
+            returning {_INVITATION}
+            """
+        ),
+        {"tenant": organisation_id, "person": person_id, "kept": [str(role) for role in kept]},
+    )
+    return [Invitation(**row._mapping) for row in rows]
 
 
 async def accept_invitation(
