@@ -289,7 +289,7 @@ class Accounts:
         if person is None:
             raise Problem(403, "not_a_person", "Not allowed", "This account does not exist any more.")
         known = await self._logins.known(person.email, None, caller)
-        await self._logins.check_password(known, person.email, password, caller)
+        await self._logins.check_password(known, password, caller)
         return person
 
     async def hashed(self, password: str) -> str:

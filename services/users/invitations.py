@@ -131,7 +131,7 @@ class Invitations:
             raise _refused()
         known = await self._logins.known(found.email, None, caller)
         if known.login is not None:
-            await self._logins.check_password(known, found.email, body.password, caller)
+            await self._logins.check_password(known, body.password, caller)
             person_id, password_hash = known.login.person_id, None
         else:
             if len(body.password) < MIN_CHARACTERS:
