@@ -151,6 +151,13 @@ class Limiter:
             await asyncio.shield(state.leasing)
             asked = True
 
+    def refusal(self, name: str) -> Decision | None:
+        """The last refusal of `name` while it holds, without counting or asking; None where there is none."""
+        state, now = self._keys.get(name), time.monotonic()
+        if state is None or now >= state.refused_until:
+            return None
+        return _decision(state, now, allowed=False)
+
     def _state(self, name: str, limit: int) -> _Key:
         state = self._keys.get(name)
         if state is None:
@@ -203,6 +210,7 @@ class Limiter:
         oldest = state.used[0][0] if state.used else second
         if used >= state.limit:
             wait = oldest + WINDOW + 1 - second
+            state.refused_until = now + wait
             return Decision(False, state.limit, 0, WINDOW + 1, wait)
         if state.used and state.used[-1][0] == second:
             state.used[-1] = (second, state.used[-1][1] + cost)
