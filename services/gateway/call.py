@@ -11,20 +11,18 @@ from services.common import browser_address
 from services.common.auth import bearer
 from services.common.body import too_large
 from services.common.errors import Problem, document, from_exception, from_status
+from services.common.limits import LIMIT_WITHOUT_PLAN, Decision
 from services.common.observe import UNMATCHED, request_id
 from services.common.principal import HEADER, Principal
 from services.common.token_window import RESERVED, window_name
 from services.gateway.exchange import CallerGoneError, Exchange
 from services.gateway.headers import Headers
-from services.gateway.limits import Decision
 from services.gateway.routes import Route
 from services.gateway.trace import outgoing_traceparent
 
 if TYPE_CHECKING:
     from services.gateway.app import Gateway
 
-LIMIT_WITHOUT_PLAN: Final = 600
-"""Requests a minute of a caller that acts for no organisation, such as a person without one."""
 GUESSES: Final = 120
 """Keys and tokens a minute from one address that are not valid; then users are asked about no new ones of it."""
 BYTES_PER_TOKEN: Final = 4
@@ -99,7 +97,7 @@ class Call:
             self._tenant = principal.tenant_id
             added.append((_PRINCIPAL, header.encode()))
             limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
-            await self._admit(f"tenant:{principal.tenant_id or principal.subject}", limit)
+            await self._admit(window_name(principal.tenant_id, principal.subject), limit)
             if route.tokens and method == "POST":
                 await self._admit_tokens(principal, length, added)
         if length and int(length) > route.max_body:

@@ -9,9 +9,9 @@ import aiohttp
 from core.cache import open_cache
 from core.settings import CacheSettings
 from services.common import browser_address
+from services.common.limits import Limiter
 from services.common.token_window import PREFIX, TokenWindow
 from services.gateway.call import GUESSES
-from services.gateway.limits import Limiter
 from tests.servers import free_port, running
 from tests.services.gateway.conftest import Running, bearing, gateway_component, new_key
 from tests.services.gateway.upstream import Upstream

@@ -31,11 +31,13 @@ RECHECK_SECONDS: Final = 1.0
 """A refusal is repeated this long without asking Redis; then a raised limit may have changed it."""
 MAX_KEYS: Final = 20_000
 PREFIX: Final = "headrace:requests:"
+LIMIT_WITHOUT_PLAN: Final = 600
+"""Requests a minute of a caller that acts for no organisation, such as a person without one."""
 
 DEGRADED: Final = Counter("gateway_rate_limit_degraded", "Requests limited without Redis")
 LEASES: Final = Counter("gateway_rate_limit_leases", "Blocks of tokens asked of Redis")
 
-_LOG = Logger("services.gateway.limits")
+_LOG = Logger("services.limits")
 
 # One bucket more than the window has seconds: its first second may lie partly inside.
 _SCRIPT: Final = """
@@ -119,7 +121,7 @@ class _Key:
 
 
 class Limiter:
-    """Limits of one gateway process.
+    """Limits as one process of a gateway counts them.
 
     Args:
         prefix: of the keys in Redis.
