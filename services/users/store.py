@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.audit import NO_TENANT
+from services.users.roles import Role
 
 NOBODY: Final = NO_TENANT
 """No organisation has this id: what happens before, or without, an organisation."""
@@ -253,6 +254,15 @@ async def lock_owners(connection: AsyncConnection, organisation_id: str) -> set[
         {"tenant": organisation_id},
     )
     return {str(row.person_id) for row in rows}
+
+
+async def lock_role(connection: AsyncConnection, organisation_id: str, person_id: str) -> Role | None:
+    """The person's role, which nobody changes before the end of the transaction."""
+    found = await connection.scalar(
+        text("select role from membership where tenant_id = :tenant and person_id = :person for share"),
+        {"tenant": organisation_id, "person": person_id},
+    )
+    return None if found is None else Role(found)
 
 
 async def member(connection: AsyncConnection, organisation_id: str, person_id: str) -> Member | None:

@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from core.database import Database
 from core.ids import new_id
+from services.common.principal import Principal
 from services.users.roles import ROLES
 from tests.services.users.conftest import (
     PASSWORD,
@@ -242,6 +243,10 @@ async def test_a_removed_member_leaves_no_invitations(
     assert await states(boss, acme) == {"viewer": "open"}
     assert (await boss.delete(at(acme, "members", admin.id))).status == 204
     assert await states(boss, acme) == {"viewer": "revoked"}
+    # As the access token says it until the notice has reached everybody.
+    before = Principal(acme.id, admin.id, "user", frozenset({"org:admin"}))
+    late = await anybody.acting_as(before).post(at(acme, "invitations"), {"email": "x@example.org"})
+    assert (late.status, late.json["code"]) == (403, "missing_scope")
 
 
 @pytest.fixture
