@@ -16,7 +16,7 @@ from services.agents.handlers import Agents, Conversations, etag
 from services.agents.internal import Places
 from services.agents.streams import after_of, events_of
 from services.common.auth import Principal, require
-from services.common.body import decode, documented, json_body, parse, read
+from services.common.body import decode, documented, json_body, parse, parsed, read
 from services.common.errors import invalid, not_found
 from services.common.events import AgentEvents
 from services.common.idempotency import RepeatableOf
@@ -100,7 +100,7 @@ async def create_agent(
 ) -> Response:
     """Make an agent with its version 1, published unless you say otherwise. Honours `Idempotency-Key`."""
     body = await read(request, max_bytes=MAX_BYTES)
-    wanted = decode(parse(body, max_bytes=MAX_BYTES), schemas.NewAgent)
+    wanted = decode(await parsed(body, max_bytes=MAX_BYTES), schemas.NewAgent)
     return await service.agents.create(principal, wanted, repeatable(principal.subject, body))
 
 
@@ -264,7 +264,7 @@ async def send_message(
     """Say something; a run answers it. Both are durable when you read this. Sent again with its
     `client_msg_id` (or `Idempotency-Key`) it is the same message and the same run."""
     body = await read(request, max_bytes=MAX_BYTES)
-    wanted = decode(parse(body, max_bytes=MAX_BYTES), schemas.NewMessage)
+    wanted = decode(await parsed(body, max_bytes=MAX_BYTES), schemas.NewMessage)
     return await service.conversations.send(
         principal, conversation, wanted, repeatable(principal.subject, body)
     )
@@ -336,7 +336,7 @@ async def start_run(
     """Ask an agent, in a new conversation or an old one. The run is durable when you read this; follow
     it at `events_url` or on `ws_channel`. Honours `Idempotency-Key` and `client_msg_id`."""
     body = await read(request, max_bytes=MAX_BYTES)
-    wanted = decode(parse(body, max_bytes=MAX_BYTES), schemas.NewRun)
+    wanted = decode(await parsed(body, max_bytes=MAX_BYTES), schemas.NewRun)
     return await service.conversations.start(principal, agent, wanted, repeatable(principal.subject, body))
 
 

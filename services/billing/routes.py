@@ -22,7 +22,7 @@ from services.billing.trace.events import Events
 from services.billing.trace.lines import Lines
 from services.billing.trace.reconcile import Reconciler
 from services.common.auth import Principal, require
-from services.common.body import decode, documented, parse, read
+from services.common.body import decode, documented, parse, parsed, read
 from services.common.idempotency import Repeatable
 
 router = APIRouter()
@@ -76,7 +76,7 @@ async def send_events(
     """
     async with billing.ingest.slot(principal):
         body = await billing.ingest.body(read(request, max_bytes=schemas.MAX_BYTES))
-        values = schemas.batch_of(parse(body, max_bytes=schemas.MAX_BYTES))
+        values = schemas.batch_of(await parsed(body, max_bytes=schemas.MAX_BYTES))
         return await billing.ingest.take(principal, values, Repeatable.of(request, principal.subject, body))
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -100,9 +101,13 @@ class Authenticator:
         """
         return (await self._entry(credential))[0]
 
-    async def signed(self, credential: str) -> tuple[Principal, str]:
-        """The same with a principal header that is valid for at least half a minute more."""
-        principal, entry = await self._entry(credential)
+    async def signed(self, credential: str, admit: Callable[[], None] | None = None) -> tuple[Principal, str]:
+        """The same with a principal header that is valid for at least half a minute more.
+
+        Args:
+            admit: called before users are asked about a credential that was not good here before; may raise.
+        """
+        principal, entry = await self._entry(credential, admit)
         now = time.monotonic()
         if entry.header_until < now:
             entry.header, entry.header_until = sign(principal, self._internal_key), now + 25
@@ -116,12 +121,16 @@ class Authenticator:
         for digest in [key for key, entry in self._entries.items() if _concerns(event, entry.principal)]:
             del self._entries[digest]
 
-    async def _entry(self, credential: str) -> tuple[Principal, _Entry]:
+    async def _entry(
+        self, credential: str, admit: Callable[[], None] | None = None
+    ) -> tuple[Principal, _Entry]:
         if not credential or len(credential) > MAX_CREDENTIAL or not credential.isascii():
             raise unauthenticated("The credential is not a token or key of this platform.")
         digest = hashlib.sha256(credential.encode()).digest()
         entry = self._entries.get(digest) or self._refused.get(digest)
         if entry is None or not self._trusted(entry):
+            if admit is not None and digest not in self._entries:
+                admit()
             entry = await self._ask_once(digest, credential)
         if entry.principal is None:
             raise unauthenticated("The token or key is unknown, expired or revoked.")
@@ -169,6 +178,8 @@ class Authenticator:
         kept, most = (self._refused, MAX_REFUSED) if principal is None else (self._entries, MAX_ENTRIES)
         entry = _Entry(principal, now, now + (REFUSED_SECONDS if principal is None else seconds))
         if generation == self._generation:
+            if principal is None:
+                self._entries.pop(digest, None)  # of the time when it was good: it would hide the refusal
             kept[digest] = entry
             while len(kept) > most:
                 kept.popitem(last=False)

@@ -6,6 +6,7 @@ a stable code, as are NaN, Infinity, bytes that are not UTF-8, and U+0000, which
 cannot hold. Unknown fields are a 422 in `decode`.
 """
 
+import asyncio
 import json
 import math
 import re
@@ -21,12 +22,18 @@ from services.common.errors import Problem
 
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
+MAX_MARKS: Final = 2_000_000
+"""Brackets, colons and commas of a body. Every value comes with one of them and takes many times its own bytes
+while it is read: 32 MB of `"",` take gigabytes. Those inside of texts count as well, which keeps the count
+cheap: a text with as many is longer than what a model reads.
+"""
 
 _T = TypeVar("_T")
 _INT64: Final = range(-(1 << 63), 1 << 63)
 # The closing quote is optional so that an unclosed string cannot make the scan quadratic.
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_NOT_MARKS: Final = bytes(set(range(256)) - set(b"[]{},:"))
 _STEP: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _SUSPECT_ESCAPE: Final = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _NEVER: Final = re.compile("[\x00\ud800-\udfff]")
@@ -37,11 +44,18 @@ def parse(body: bytes, *, max_bytes: int = MAX_BYTES) -> Any:
     """One JSON text as Python objects (dict, list, str, int, float, bool, None).
 
     Raises:
-        Problem: 413 `body_too_large`; 400 `invalid_json`, `invalid_utf8`, `duplicate_key`,
+        Problem: 413 `body_too_large`, `too_many_values`; 400 `invalid_json`, `invalid_utf8`, `duplicate_key`,
             `number_out_of_range`, `too_deep`, `forbidden_character`.
     """
     if len(body) > max_bytes:
         raise too_large(max_bytes)
+    if len(body) > MAX_MARKS and len(body.translate(None, _NOT_MARKS)) > MAX_MARKS:
+        raise Problem(
+            413,
+            "too_many_values",
+            "Body too large",
+            f"The body has more than {MAX_MARKS} brackets, colons and commas; send less at a time.",
+        )
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -55,6 +69,13 @@ def parse(body: bytes, *, max_bytes: int = MAX_BYTES) -> Any:
     if _SUSPECT_ESCAPE.search(text):
         _refuse_unstorable(value)
     return value
+
+
+async def parsed(body: bytes, *, max_bytes: int = MAX_BYTES) -> Any:
+    """As `parse`; a large body is read in a thread, so that others are answered meanwhile. Raises: as `parse`."""
+    if len(body) <= MAX_BYTES:
+        return parse(body, max_bytes=max_bytes)
+    return await asyncio.to_thread(parse, body, max_bytes=max_bytes)
 
 
 async def read(request: Request, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -122,7 +143,7 @@ def json_body(shape: type[_T], *, max_bytes: int = MAX_BYTES) -> Callable[[Reque
     """
 
     async def read_body(request: Request) -> _T:
-        return decode(parse(await read(request, max_bytes=max_bytes), max_bytes=max_bytes), shape)
+        return decode(await parsed(await read(request, max_bytes=max_bytes), max_bytes=max_bytes), shape)
 
     return read_body
 

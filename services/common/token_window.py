@@ -1,6 +1,6 @@
 """Tokens of models that an organisation used in the last minute, shared by all gateways over Redis.
 
-Gateways lease from the window before they let a call in (`services.gateway.limits`), by an estimate;
+Gateways lease from the window before they let a call in (`services.common.limits`), by an estimate;
 whoever knows what the call used puts the difference right here. What runs in the background or whose
 caller has left is counted the same way.
 """
@@ -25,7 +25,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 
 
 def window_name(tenant_id: str, subject: str) -> str:
-    """Whose window a caller's tokens are counted in."""
+    """Whose window a caller's tokens and requests are counted in."""
     return f"tenant:{tenant_id or subject}"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from services.common.body import documented, parse, read
+from services.common.body import documented, parsed, read
 from services.common.errors import Problem
 from services.extractive import chat, responses, schemas
 from services.extractive.answer import DESCRIPTION, MODEL, Reply, reply
@@ -40,7 +40,7 @@ async def model(model: str) -> JSONResponse:
 @router.post("/v1/chat/completions", tags=["openai"], openapi_extra=documented(schemas.Completion))
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation by quoting, or call a tool; as a stream where asked for."""
-    asked = schemas.completion(parse(await read(request, max_bytes=MAX_BYTES), max_bytes=MAX_BYTES))
+    asked = schemas.completion(await parsed(await read(request, max_bytes=MAX_BYTES), max_bytes=MAX_BYTES))
     answer = _answer(asked)
     if asked.stream:
         return _events(chat.stream(asked, answer, request.app.state.word_seconds))
@@ -50,7 +50,9 @@ async def chat_completions(request: Request) -> Response:
 @router.post("/v1/responses", tags=["openai"], openapi_extra=documented(schemas.ResponseRequest))
 async def create_response(request: Request) -> Response:
     """The same as a response; nothing is stored."""
-    asked = schemas.response_request(parse(await read(request, max_bytes=MAX_BYTES), max_bytes=MAX_BYTES))
+    asked = schemas.response_request(
+        await parsed(await read(request, max_bytes=MAX_BYTES), max_bytes=MAX_BYTES)
+    )
     answer = _answer(asked)
     if asked.stream:
         return _events(responses.stream(asked, answer, request.app.state.word_seconds))

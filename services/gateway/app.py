@@ -21,10 +21,10 @@ from services.common.app import service_app
 from services.common.auth import Authenticator, internal_key
 from services.common.errors import Problem, from_status
 from services.common.lifecycle import Lifecycle
+from services.common.limits import Limiter
 from services.gateway.breaker import Breaker
 from services.gateway.call import Call
 from services.gateway.client import Client
-from services.gateway.limits import Limiter
 from services.gateway.meter import Meter, to_outbox
 from services.gateway.reference import Reference
 from services.gateway.routes import ROUTES, AmbiguousPathError, Route, RouteTable

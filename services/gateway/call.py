@@ -11,20 +11,20 @@ from services.common import browser_address
 from services.common.auth import bearer
 from services.common.body import too_large
 from services.common.errors import Problem, document, from_exception, from_status
+from services.common.limits import LIMIT_WITHOUT_PLAN, Decision
 from services.common.observe import UNMATCHED, request_id
 from services.common.principal import HEADER, Principal
 from services.common.token_window import RESERVED, window_name
 from services.gateway.exchange import CallerGoneError, Exchange
 from services.gateway.headers import Headers
-from services.gateway.limits import Decision
 from services.gateway.routes import Route
 from services.gateway.trace import outgoing_traceparent
 
 if TYPE_CHECKING:
     from services.gateway.app import Gateway
 
-LIMIT_WITHOUT_PLAN: Final = 600
-"""Requests a minute of a caller that acts for no organisation, such as a person without one."""
+GUESSES: Final = 120
+"""Keys and tokens a minute from one address that are not valid; then users are asked about no new ones of it."""
 BYTES_PER_TOKEN: Final = 4
 UNANNOUNCED_TOKENS: Final = 256
 """Counted at first for a body whose length nobody announced."""
@@ -43,6 +43,7 @@ class Call:
         self._id = request_id(scope["headers"])
         self._traceparent = outgoing_traceparent(scope["headers"])
         self._route: Route | None = None
+        self._address = ""
         self._tenant = ""
         self._limit: Decision | None = None
         self._tokens: Decision | None = None
@@ -87,16 +88,16 @@ class Call:
             elif name == _BROWSER:
                 browser = value.decode("latin-1")
         client = scope["client"]
-        address = gateway.browser(browser) or (client[0] if client else "")
+        address = self._address = gateway.browser(browser) or (client[0] if client else "")
         added.append((b"x-forwarded-for", address.encode("ascii", "replace")))
         if route.per_address:
             await self._admit(f"address:{gateway.pseudonym(address)}:{route.prefix}", route.per_address)
         if not route.public:
-            principal, header = await gateway.authenticator.signed(bearer(credentials))
+            principal, header = await self._identify(bearer(credentials))
             self._tenant = principal.tenant_id
             added.append((_PRINCIPAL, header.encode()))
             limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
-            await self._admit(f"tenant:{principal.tenant_id or principal.subject}", limit)
+            await self._admit(window_name(principal.tenant_id, principal.subject), limit)
             if route.tokens and method == "POST":
                 await self._admit_tokens(principal, length, added)
         if length and int(length) > route.max_body:
@@ -110,6 +111,36 @@ class Call:
             breaker=gateway.breaker(route),
             added=added,
             on_answer=self._on_answer,
+        )
+
+    async def _identify(self, credential: str) -> tuple[Principal, str]:
+        """Who calls, and the header that says so. Raises: Problem 401, 429, 503."""
+        try:
+            return await self._gateway.authenticator.signed(credential, self._admit_stranger)
+        except Problem as problem:
+            if problem.status == 401:
+                decision = await self._gateway.limiter.take(self._guesses(), GUESSES)
+                if not decision.allowed:
+                    raise self._guessed(decision) from None
+            raise
+
+    def _admit_stranger(self) -> None:
+        """Raises: Problem 429."""
+        decision = self._gateway.limiter.refusal(self._guesses())
+        if decision is not None:
+            raise self._guessed(decision)
+
+    def _guesses(self) -> str:
+        return f"address:{self._gateway.pseudonym(self._address)}:guesses"
+
+    def _guessed(self, decision: Decision) -> Problem:
+        self._limit = decision
+        return Problem(
+            429,
+            "rate_limited",
+            "Too many requests",
+            f"More than {decision.limit} keys or tokens in a minute that are not valid came from this address;"
+            f" go on in {decision.retry_after} s.",
         )
 
     async def _admit(self, name: str, limit: int) -> None:

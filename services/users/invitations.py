@@ -24,7 +24,7 @@ from services.users.mail import Post
 from services.users.members import must_be_owner, must_exist
 from services.users.organizations import acting_in, window
 from services.users.passwords import MIN_CHARACTERS
-from services.users.roles import Role
+from services.users.roles import Role, invitable
 from services.users.store import NOBODY
 
 VALID: Final = timedelta(days=7)
@@ -43,7 +43,7 @@ class Invitations:
         """Also for somebody who is a member already: who invites must not learn who has an account.
 
         Raises:
-            Problem: 403 `owner_required`, 404, 429 `too_many_invitations` of the organisation or to the address.
+            Problem: 403 `owner_required` or `missing_scope`, 404, 429 `too_many_invitations` of the organisation or to the address.
         """
         token, email = one_time.new("invite"), body.email.lower()
         with tenant(acting_in(principal, organisation_id)):
@@ -51,6 +51,7 @@ class Invitations:
                 await must_exist(connection, organisation_id)
                 if body.role == Role.OWNER:
                     must_be_owner(principal, await store.lock_owners(connection, organisation_id))
+                await _must_still_invite(connection, principal, organisation_id, body.role)
                 await self._admit(connection, organisation_id, email)
                 organisation = await store.organisation(connection, organisation_id)
                 assert organisation is not None, "it was there a statement ago"
@@ -131,7 +132,7 @@ class Invitations:
             raise _refused()
         known = await self._logins.known(found.email, None, caller)
         if known.login is not None:
-            await self._logins.check_password(known, found.email, body.password, caller)
+            await self._logins.check_password(known, body.password, caller)
             person_id, password_hash = known.login.person_id, None
         else:
             if len(body.password) < MIN_CHARACTERS:
@@ -156,6 +157,21 @@ class Invitations:
         return member_schemas.Accepted(
             id=person_id, object="user", organization=found.tenant_id, role=found.role
         )
+
+
+async def _must_still_invite(
+    connection: AsyncConnection, principal: Principal, organisation_id: str, wanted: Role
+) -> None:
+    """An access token lives on for moments when its holder is removed: what it invites would stay for a week.
+
+    Raises:
+        Problem: 403 `missing_scope`.
+    """
+    if principal.kind != "user" or principal.platform_owner:
+        return
+    role = await store.lock_role(connection, organisation_id, principal.subject)
+    if role is None or wanted not in invitable(role):
+        raise Problem(403, "missing_scope", "Not allowed", "Your role in the organisation does not invite.")
 
 
 async def _record(

@@ -34,6 +34,8 @@ STRANGER: Final = "nobody"
 class Known:
     """What is known before the password is looked at."""
 
+    email: str
+    """In the one form that is looked up and counted by."""
     login: store.Login | None
     memberships: list[Membership]
     device: str | None
@@ -71,7 +73,7 @@ class Logins:
                 person's, 403 `no_organization`, 429 `too_many_attempts` or `too_many_logins`.
         """
         known = await self.known(body.email, body.device_token, caller)
-        await self.check_password(known, body.email, body.password, caller)
+        await self.check_password(known, body.password, caller)
         membership = await self._membership(known, body.organization)
         if membership is None:
             await self._record(LOGIN_FAILED, known.first_tenant, known.person_id)
@@ -108,6 +110,8 @@ class Logins:
 
     async def known(self, email: str, device_token: str | None, caller: Caller) -> Known:
         """Who has this address, and whether the caller's device or network logged in there before."""
+        # Before PostgreSQL's lower(), which makes an i of U+0130: two spellings of an account were two buckets.
+        email = email.lower()
         with tenant(NOBODY):
             async with self._database.reader() as connection:
                 found = await store.find_login(connection, email)
@@ -118,14 +122,14 @@ class Logins:
                 device = await account_store.device(connection, person_id, token)
                 place = self._lockout.place(person_id, caller)
                 known = await account_store.knows_place(connection, person_id, place)
-        return Known(found, memberships, device, known)
+        return Known(email, found, memberships, device, known)
 
-    async def check_password(self, known: Known, email: str, password: str, caller: Caller) -> None:
+    async def check_password(self, known: Known, password: str, caller: Caller) -> None:
         """Raises: Problem 401 `wrong_credentials`, 429."""
         with tenant(NOBODY):
             async with self._database.writer() as connection:
                 taken = await self._lockout.admit(
-                    connection, "password", email.lower(), caller, device=known.device, known=known.place
+                    connection, "password", known.email, caller, device=known.device, known=known.place
                 )
         try:
             stored = None if known.login is None else known.login.password_hash

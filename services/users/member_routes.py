@@ -72,7 +72,8 @@ async def change_member(
 async def remove_member(
     users: UsersOf, principal: Admin, organization_id: OrganizationId, person_id: PersonId
 ) -> Response:
-    """Take a person out of the organisation; their sessions there end. API keys they made stay."""
+    """Take a person out of the organisation; their sessions there end, and open invitations they made.
+    API keys they made stay."""
     await users.members.remove(principal, organization_id, person_id)
     return Response(status_code=204)
 

@@ -1,7 +1,8 @@
 """Members of an organisation: who is there, with which role.
 
 Only owners make owners or take that role away, and an organisation never loses its last one. A changed
-role ends the access tokens with the old one at once; a removed member's sessions there end.
+role ends the access tokens with the old one at once; a removed member's sessions there end. Open invitations
+that somebody made and could not make any more are revoked: they would be a way back in.
 """
 
 from typing import Any, Final
@@ -15,7 +16,7 @@ from services.common.paging import Page, listing
 from services.common.principal import Principal
 from services.users import account_store, member_schemas, store
 from services.users.organizations import acting_in, window
-from services.users.roles import Role
+from services.users.roles import Role, invitable
 from services.users.sessions import Sessions
 from services.users.store import Member
 
@@ -55,6 +56,8 @@ class Members:
                 if found.role != role:
                     await store.set_role(connection, organisation_id, person_id, role)
                     await account_store.renew_generation(connection, organisation_id, person_id)
+                    kept = invitable(role)
+                    await _revoke_invitations(connection, principal, organisation_id, person_id, kept)
                 await _record(connection, principal, organisation_id, "member.change_role", person_id, role)
                 changed = await store.member(connection, organisation_id, person_id)
         assert changed is not None, "the row is locked by this transaction"
@@ -70,6 +73,7 @@ class Members:
                     connection, "member", person_id=person_id, tenant_id=organisation_id
                 )
                 await store.remove_member(connection, organisation_id, person_id)
+                await _revoke_invitations(connection, principal, organisation_id, person_id, [])
                 await _record(connection, principal, organisation_id, "member.remove", person_id, found.role)
         await self._sessions.tell(person_id)
 
@@ -97,6 +101,17 @@ async def _to_change(
             "An organisation keeps at least one owner; make somebody else one first.",
         )
     return found
+
+
+async def _revoke_invitations(
+    connection: AsyncConnection,
+    principal: Principal,
+    organisation_id: str,
+    person_id: str,
+    kept: list[Role],
+) -> None:
+    for one in await store.revoke_invitations_of(connection, organisation_id, person_id, kept):
+        await _record(connection, principal, organisation_id, "invitation.revoke", one.id, one.role)
 
 
 def must_be_owner(principal: Principal, owners: set[str]) -> None:

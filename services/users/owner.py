@@ -48,9 +48,9 @@ async def ensure(settings: DatabaseSettings, owner: OwnerSettings, passwords: Pa
             await connection.execute(
                 text(
                     "insert into person (id, email, password_hash, platform_owner)"
-                    " values (:id, lower(:email), :hash, true)"
+                    " values (:id, :email, :hash, true)"
                 ),
-                {"id": person_id, "email": owner.owner_email, "hash": await passwords.hash(password)},
+                {"id": person_id, "email": owner.owner_email.lower(), "hash": await passwords.hash(password)},
             )
             await connection.execute(
                 text("insert into organisation (id, slug, name, plan) values (:id, :slug, :name, :plan)"),

@@ -73,6 +73,13 @@ def scopes_of(role: str, *, platform_owner: bool = False) -> tuple[str, ...]:
     return tuple(sorted(SCOPES if platform_owner else ROLES[Role(role)]))
 
 
+def invitable(role: Role) -> list[Role]:
+    """Roles that somebody with `role` may invite others to: only owners make owners."""
+    if "org:admin" not in ROLES[role]:
+        return []
+    return [one for one in Role if one != Role.OWNER or role == Role.OWNER]
+
+
 def unknown_scopes(wanted: Iterable[str]) -> list[str]:
     """Those of `wanted` that no part of the platform knows, sorted."""
     return sorted(set(wanted) - SCOPES.keys())

@@ -5,6 +5,7 @@ security decides what exists. Look-ups before a tenant is known run inside `with
 table shows a row and only the SECURITY DEFINER functions of the schema answer.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -14,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.audit import NO_TENANT
+from services.users.roles import Role
 
 NOBODY: Final = NO_TENANT
 """No organisation has this id: what happens before, or without, an organisation."""
@@ -254,6 +256,15 @@ async def lock_owners(connection: AsyncConnection, organisation_id: str) -> set[
     return {str(row.person_id) for row in rows}
 
 
+async def lock_role(connection: AsyncConnection, organisation_id: str, person_id: str) -> Role | None:
+    """The person's role, which nobody changes before the end of the transaction."""
+    found = await connection.scalar(
+        text("select role from membership where tenant_id = :tenant and person_id = :person for share"),
+        {"tenant": organisation_id, "person": person_id},
+    )
+    return None if found is None else Role(found)
+
+
 async def member(connection: AsyncConnection, organisation_id: str, person_id: str) -> Member | None:
     row = await _one(
         connection,
@@ -369,6 +380,24 @@ async def revoke_invitation(connection: AsyncConnection, organisation_id: str, i
         ),
         {"tenant": organisation_id, "id": invitation_id},
     )
+
+
+async def revoke_invitations_of(
+    connection: AsyncConnection, organisation_id: str, person_id: str, kept: Sequence[str]
+) -> list[Invitation]:
+    """End the open invitations that a person made, but for those to the roles in `kept`; returns them."""
+    rows = await connection.execute(
+        text(
+            f"""
+            update invitation set revoked_at = now()
+            where tenant_id = :tenant and invited_by = :person and not role = any(:kept)
+              and accepted_at is null and revoked_at is null and expires_at > now()
+            returning {_INVITATION}
+            """
+        ),
+        {"tenant": organisation_id, "person": person_id, "kept": [str(role) for role in kept]},
+    )
+    return [Invitation(**row._mapping) for row in rows]
 
 
 async def accept_invitation(

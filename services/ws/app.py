@@ -23,6 +23,7 @@ from services.common.app import service_app
 from services.common.auth import Authenticator, Identity, internal_key
 from services.common.events import AgentEvents
 from services.common.lifecycle import Lifecycle
+from services.common.limits import Limiter
 from services.common.revocations import Revocations
 from services.ws.access import Access
 from services.ws.agents import Agents
@@ -59,6 +60,8 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
         async with AsyncExitStack() as stack:
             cache = open_cache(cache_settings)
             stack.push_async_callback(cache.aclose)
+            quick = open_cache(cache_settings, timeout=0.25)
+            stack.push_async_callback(quick.aclose)
             http = await stack.enter_async_context(
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=200))
             )
@@ -79,7 +82,7 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
             tickets = Tickets(cache)
             sessions = Sessions(tickets, authenticator)
             gateway = Gateway(
-                events, sessions, Handlers(agents, Access(agents), sessions), origins,
+                events, sessions, Handlers(agents, Access(agents), sessions, Limiter(quick)), origins,
                 queue_bytes=bounds.ws_queue_bytes, heartbeat=bounds.ws_heartbeat_seconds,
                 slow_seconds=bounds.ws_slow_seconds,
             )  # fmt: skip

@@ -7,6 +7,9 @@ from services.common.body import decode, parse
 from services.common.errors import Problem, invalid, unavailable
 from services.common.events import Span, Vector
 from services.common.events.positions import After
+from services.common.limits import LIMIT_WITHOUT_PLAN, Limiter
+from services.common.principal import Principal
+from services.common.token_window import window_name
 from services.ws import frames, schemas
 from services.ws.access import Access
 from services.ws.agents import Agents
@@ -18,14 +21,16 @@ if TYPE_CHECKING:
 
 SUBSCRIPTIONS: Final = 100
 _KINDS: Final = ("run", "conversation", "user")
-_ORDERED: Final = frozenset({"message.send", "run.cancel", "approval.resolve", "token.refresh"})
+_COUNTED: Final = frozenset({"message.send", "run.cancel", "approval.resolve"})
+"""What the gateway would pass on over REST: it counts as a request of the caller's organisation here too."""
+_ORDERED: Final = _COUNTED | {"token.refresh"}
 
 
 class Handlers:
     """Answers requests; those with effects one after the other, in the order they came."""
 
-    def __init__(self, agents: Agents, access: Access, sessions: Sessions) -> None:
-        self._agents, self._access, self._sessions = agents, access, sessions
+    def __init__(self, agents: Agents, access: Access, sessions: Sessions, limiter: Limiter) -> None:
+        self._agents, self._access, self._sessions, self._limiter = agents, access, sessions, limiter
 
     def take(self, gateway: "Gateway", socket: Socket, payload: bytes) -> None:
         """A text of the client."""
@@ -74,6 +79,8 @@ class Handlers:
         socket.push(frames.message("res", id=request.id, ok=True, result=result), keep=True)
 
     async def _result(self, gateway: "Gateway", socket: Socket, request: schemas.Request) -> dict[str, Any]:
+        if request.method in _COUNTED:
+            await self._admit(self._known(socket))
         match request.method:
             case "subscribe":
                 return await self._subscribe(gateway, socket, decode(request.params, schemas.Subscribe))
@@ -145,6 +152,20 @@ class Handlers:
         except SessionError as error:
             raise Problem(401, "unauthenticated", "Not authenticated", error.reason) from None
 
+    async def _admit(self, principal: Principal) -> None:
+        """Raises: Problem 429 `rate_limited`."""
+        name = window_name(principal.tenant_id, principal.subject)
+        limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
+        decision = await self._limiter.take(name, limit)
+        if not decision.allowed:
+            raise Problem(
+                429,
+                "rate_limited",
+                "Too many requests",
+                f"More than {decision.limit} requests in a minute; go on in {decision.retry_after} s.",
+                headers={"retry-after": str(decision.retry_after)},
+            )
+
     def _known(self, socket: Socket) -> Any:
         assert socket.principal is not None, "requests are taken after hello"
         return socket.principal
@@ -159,6 +180,8 @@ def shown(problem: Problem) -> dict[str, Any]:
     }
     if problem.errors:
         told["errors"] = problem.errors
+    if "retry-after" in problem.headers:
+        told["retry_after"] = int(problem.headers["retry-after"])
     return told
 
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.agents.model import Role
-from services.common.body import parse
+from services.common.body import parsed
 from services.common.errors import Problem, invalid
 
 MAX_BYTES = 32 << 20
+MAX_MESSAGES = 2_000
+"""Of one request to an agent: each becomes a row of the conversation, all in one transaction."""
 AGENT = "agent:"
 _ROLES: dict[str, Role] = {
     "user": "user",
@@ -25,9 +27,9 @@ class Talk:
     prior: list[tuple[Role, str]] = field(default_factory=list)
 
 
-def document(body: bytes) -> dict[str, Any]:
+async def document(body: bytes) -> dict[str, Any]:
     """Raises: Problem 400, 413, 422."""
-    value = parse(body, max_bytes=MAX_BYTES)
+    value = await parsed(body, max_bytes=MAX_BYTES)
     if not isinstance(value, dict):
         raise invalid("", "The body must be a JSON object.")
     return value
@@ -93,6 +95,10 @@ def input_of(body: dict[str, Any]) -> Talk:
 def _talk(items: Any, name: str) -> Talk:
     if not isinstance(items, list) or not items:
         raise invalid(f"/{name}", f"`{name}` must hold at least one message.")
+    if len(items) > MAX_MESSAGES:
+        raise invalid(
+            f"/{name}", f"`{name}` holds at most {MAX_MESSAGES} messages.", code="too_many_messages"
+        )
     said: list[tuple[Role, str]] = []
     for index, item in enumerate(items):
         role = _ROLES.get(str(item.get("role"))) if isinstance(item, dict) else None

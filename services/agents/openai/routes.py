@@ -152,7 +152,7 @@ async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Respons
     caller who leaves a stream ends the work. `metadata.conversation_id` goes on with a conversation. Where a
     person must allow a tool, the answer (in a stream its last piece) is the error `approval_required`, and
     the run waits for `POST /api/v1/runs/{id}/approvals/{call}`."""
-    body = requests.document(await read(request, max_bytes=requests.MAX_BYTES))
+    body = await requests.document(await read(request, max_bytes=requests.MAX_BYTES))
     model, streamed = model_of(body), flag(body, "stream")
     if not model.startswith(AGENT):
         call = openai.call(request, principal, await openai.target(principal, model))
@@ -182,7 +182,7 @@ async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Respons
 @router.post("/embeddings", openapi_extra=_BODY)
 async def embeddings(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
     """Vectors of texts by a provider's model."""
-    body = requests.document(await read(request, max_bytes=requests.MAX_BYTES))
+    body = await requests.document(await read(request, max_bytes=requests.MAX_BYTES))
     target = await openai.target(principal, model_of(body))
     call = openai.call(request, principal, target, embedding=True)
     return await _unless_left(request, call.whole("/embeddings", body))
@@ -194,7 +194,7 @@ async def create_response(request: Request, openai: OpenAIOf, principal: Caller)
     who leaves ends it. `previous_response_id` goes on with its conversation. Where a person must allow a tool,
     the response is `incomplete` (`approval_required`, with the call among its output) until somebody decides;
     then it goes on: read it again, or its stream behind the last number. With `store: false` it ends there."""
-    body = requests.document(await read(request, max_bytes=requests.MAX_BYTES))
+    body = await requests.document(await read(request, max_bytes=requests.MAX_BYTES))
     model, streamed = model_of(body), flag(body, "stream")
     background, stored = flag(body, "background"), flag(body, "store", default=True)
     if body.get("tools"):

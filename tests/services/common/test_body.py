@@ -1,5 +1,6 @@
 """The strict reader: what it takes, and why it refuses the rest."""
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.body import MAX_DEPTH, decode, documented, parse
+from services.common.body import MAX_DEPTH, MAX_MARKS, decode, documented, parse, parsed
 from services.common.errors import Problem
 from tests.real_data import real_data
 
@@ -82,6 +83,28 @@ def test_size_is_bounded() -> None:
     with pytest.raises(Problem) as refusal:
         parse(b'"' + b"x" * 99 + b'"', max_bytes=100)
     assert (refusal.value.status, refusal.value.code) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("value", [b'"",', b"{},", b"]", b'{"":0},'])
+def test_values_are_bounded_before_they_are_read(value: bytes) -> None:
+    with pytest.raises(Problem) as refusal:
+        parse(b"[" + value * MAX_MARKS, max_bytes=32 << 20)
+    assert (refusal.value.status, refusal.value.code) == (413, "too_many_values")
+
+
+def test_a_long_text_with_commas_is_read() -> None:
+    text = "Grain, oil, salt, 1,234. " * 400_000
+    assert parse(json.dumps({"text": text}).encode(), max_bytes=32 << 20) == {"text": text}
+
+
+async def test_others_are_answered_while_a_large_body_is_read() -> None:
+    reading = asyncio.create_task(parsed(b"[" + b"12," * 500_000 + b"0]", max_bytes=4 << 20))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert len(reading.result()) == 500_001
+    assert turns > 3
 
 
 _PLAIN = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]))

@@ -9,8 +9,9 @@ import aiohttp
 from core.cache import open_cache
 from core.settings import CacheSettings
 from services.common import browser_address
+from services.common.limits import Limiter
 from services.common.token_window import PREFIX, TokenWindow
-from services.gateway.limits import Limiter
+from services.gateway.call import GUESSES
 from tests.servers import free_port, running
 from tests.services.gateway.conftest import Running, bearing, gateway_component, new_key
 from tests.services.gateway.upstream import Upstream
@@ -69,6 +70,25 @@ async def test_logins_are_limited_by_address(gateway: Running) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(address, 0))) as http:
             statuses[address] = Counter(await asyncio.gather(*(login(http) for _ in range(65))))
     assert list(statuses.values()) == [Counter({200: 60, 429: 5})] * 2
+
+
+async def test_bad_keys_are_limited_by_address(gateway: Running, http: aiohttp.ClientSession) -> None:
+    """Keys that were good here go on; keys that are new wait until the address may guess again."""
+    known, new = new_key(), new_key()
+    local = aiohttp.TCPConnector(local_addr=("127.0.0.73", 0))
+    async with aiohttp.ClientSession(connector=local) as guesser:
+        assert await _status(guesser, gateway.address, known) == 200
+        statuses = [await _status(guesser, gateway.address, f"sk_bad_{n}") for n in range(GUESSES + 5)]
+        assert statuses == [401] * GUESSES + [429] * 5
+        async with guesser.get(gateway.address + ME, headers=bearing(new)) as answer:
+            assert (answer.status, (await answer.json(content_type=None))["code"]) == (429, "rate_limited")
+            assert 1 <= int(answer.headers["retry-after"]) <= 61
+        assert await _status(guesser, gateway.address, known) == 200
+    assert await _status(http, gateway.address, new) == 200
+    async with http.get(gateway.users + "/control/asked") as answer:
+        asked = Counter(await answer.json())
+    assert [asked[f"sk_bad_{n}"] for n in range(GUESSES + 5)] == [1] * (GUESSES + 1) + [0] * 4
+    assert asked[new] == 1
 
 
 async def test_browsers_behind_the_pages_are_limited_each_by_its_own_address(

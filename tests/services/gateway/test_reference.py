@@ -1,15 +1,18 @@
 """The API as one document, from services that describe themselves."""
 
+import asyncio
 import json
 import re
 
 import aiohttp
 import pytest
 
+from services.common.lifecycle import FRESH_SECONDS
 from services.gateway.app import network
 from services.gateway.reference import merge
 from services.gateway.routes import ROUTES, AmbiguousPathError, Route, RouteTable
 from tests.services.gateway.conftest import Running
+from tests.services.gateway.upstream import Upstream
 
 
 async def test_one_document_for_all_published_paths(platform: Running, http: aiohttp.ClientSession) -> None:
@@ -47,6 +50,23 @@ async def test_a_service_that_is_away_is_named(
     assert ready["status"] == "degraded"
     assert (ready["checks"]["users"], ready["checks"]["spool"]) == ("ok", "ok")
     assert ready["checks"]["billing"] != "ok"
+
+
+async def test_readiness_is_asked_once_for_all(
+    gateway: Running, upstream: Upstream, http: aiohttp.ClientSession
+) -> None:
+    await asyncio.sleep(FRESH_SECONDS)
+
+    async def billing() -> str:
+        async with http.get(gateway.address + "/readyz") as answer:
+            said: str = (await answer.json())["checks"]["billing"]
+            return said
+
+    assert set(await asyncio.gather(*(billing() for _ in range(30)))) == {"ok"}
+    assert len([one for one in upstream.requests if one.target == "/healthz"]) == 1
+    await asyncio.sleep(FRESH_SECONDS)
+    await billing()
+    assert len([one for one in upstream.requests if one.target == "/healthz"]) == 2
 
 
 def _document(path: str, schema: dict[str, object]) -> dict[str, object]:

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 
 import pytest
+from sqlalchemy import text
 
 from core.database import Database, tenant
 from services.common.errors import Problem
@@ -113,6 +114,23 @@ async def test_an_address_that_nobody_has_is_locked_alike(anybody: conftest.Call
     known, unknown = ([one["code"] for one in listed] for listed in answers.values())
     assert known == unknown
     assert known[-1] == "too_many_attempts"
+
+
+async def test_spellings_of_an_account_have_one_bucket(
+    anybody: conftest.Caller, person: Somebody, system_database: Database
+) -> None:
+    """PostgreSQL makes an `i` of U+0130, Python an `i` with a dot of its own above: another address."""
+    caller, name = anybody.from_network("192.0.2.13"), f"dizzi-{person.email}"
+    async with system_database.writer() as connection:
+        await connection.execute(
+            text("update person set email = :email where id = :id"), {"email": name, "id": person.id}
+        )
+    dotted = await caller.login(PASSWORD, name.replace("i", "\u0130"))
+    assert (dotted.status, dotted.json["code"]) == (401, "wrong_credentials")
+    for _ in range(SHARED.capacity // 2):
+        assert (await caller.login("wrong", name)).status == 401
+        assert (await caller.login("wrong", name.upper())).status == 401
+    assert (await caller.login(PASSWORD, name.title())).status == 429
 
 
 async def test_a_device_of_somebody_else_is_no_proof(anybody: conftest.Caller, person: Somebody) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from core.database import Database
 from core.ids import new_id
+from services.common.principal import Principal
 from services.users.roles import ROLES
 from tests.services.users.conftest import (
     PASSWORD,
@@ -202,6 +203,50 @@ async def test_revoked_and_expired_invitations_are_of_no_use(
         assert (refused.status, refused.json["code"]) == (401, "invitation_refused")
     states = {one["id"]: one["status"] for one in (await boss.get(at(acme, "invitations"))).json["data"]}
     assert states == {revoked: "revoked", expired: "expired"}
+
+
+async def states(caller: Caller, acme: Tenant) -> dict[str, str]:
+    """What became of each invitation, by its role."""
+    return {one["role"]: one["status"] for one in (await caller.get(at(acme, "invitations"))).json["data"]}
+
+
+async def test_who_may_invite_no_more_leaves_no_invitations(
+    anybody: Caller,
+    users: Running,
+    acme: Tenant,
+    founder: Somebody,
+    system_database: Database,
+    cheap_hash: str,
+) -> None:
+    """An owner becomes an admin, then a viewer; what others made stays."""
+    leaver = Somebody(*await add_person(system_database, cheap_hash, {acme.id: "owner"}))
+    boss, leaving = await inside(anybody, founder), await inside(anybody, leaver)
+    owner, token = await invited(leaving, users, acme, f"{new_id('x')}@example.org", "owner")
+    admin, _ = await invited(leaving, users, acme, f"{new_id('x')}@example.org", "admin")
+    await invited(boss, users, acme, f"{new_id('x')}@example.org", "developer")
+    assert (await boss.patch(at(acme, "members", leaver.id), {"role": "admin"})).status == 200
+    assert await states(boss, acme) == {"owner": "revoked", "admin": "open", "developer": "open"}
+    refused = await anybody.post("/api/v1/auth/invitations/accept", {"token": token, "password": PASSWORD})
+    assert (refused.status, refused.json["code"]) == (401, "invitation_refused")
+    assert (await boss.patch(at(acme, "members", leaver.id), {"role": "viewer"})).status == 200
+    assert await states(boss, acme) == {"owner": "revoked", "admin": "revoked", "developer": "open"}
+    for one in (owner, admin):
+        assert await actions(system_database, one) == ["invitation.create", "invitation.revoke"]
+
+
+async def test_a_removed_member_leaves_no_invitations(
+    anybody: Caller, users: Running, acme: Tenant, founder: Somebody, admin: Somebody
+) -> None:
+    boss, leaving = await inside(anybody, founder), await inside(anybody, admin)
+    await invited(leaving, users, acme, f"{new_id('x')}@example.org", "viewer")
+    assert (await boss.patch(at(acme, "members", admin.id), {"role": "owner"})).status == 200
+    assert await states(boss, acme) == {"viewer": "open"}
+    assert (await boss.delete(at(acme, "members", admin.id))).status == 204
+    assert await states(boss, acme) == {"viewer": "revoked"}
+    # As the access token says it until the notice has reached everybody.
+    before = Principal(acme.id, admin.id, "user", frozenset({"org:admin"}))
+    late = await anybody.acting_as(before).post(at(acme, "invitations"), {"email": "x@example.org"})
+    assert (late.status, late.json["code"]) == (403, "missing_scope")
 
 
 @pytest.fixture

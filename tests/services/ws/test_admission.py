@@ -13,6 +13,7 @@ from msgspec import structs
 from core.cache import open_cache
 from core.ids import new_id
 from core.settings import CacheSettings
+from services.common.limits import Limiter
 from services.common.principal import HEADER, Principal, sign
 from services.common.revocations import Revoked, publish
 from tests.services.ws.client import Client, connect
@@ -115,6 +116,29 @@ async def test_a_repeated_send_is_one_run(ws: Instance, world: World) -> None:
     assert world.principal in world.agents.acting
     async with connect(world.http, ws.address, ticket=await world.ticket(ws)) as client:
         assert (await client.ask("run.cancel", run_id=run.id))["ok"]
+    assert world.agents.cancelled == [run.id]
+
+
+async def test_orders_count_among_the_requests_of_the_organisation(
+    ws: Instance, world: World, valkey: CacheSettings
+) -> None:
+    """In the window of the gateway, which counted one already."""
+    cache, run = open_cache(valkey), world.run()
+    limited = structs.replace(world.principal, requests_per_minute=3)
+    assert (await Limiter(cache).take(f"tenant:{limited.tenant_id}", 3)).allowed
+    await cache.aclose()
+    sent = {"conversation_id": run.conversation, "client_msg_id": "m-1", "text": "hello"}
+    async with connect(world.http, ws.address, ticket=await world.ticket(ws, limited)) as client:
+        assert (await client.ask("message.send", **sent))["ok"]
+        assert (await client.ask("run.cancel", run_id=run.id))["ok"]
+        for refused in (
+            await client.ask("message.send", **sent),
+            await client.ask("run.cancel", run_id=run.id),
+            await client.ask("approval.resolve", run_id=run.id, call="call_1", decision="approve"),
+        ):
+            assert (refused["error"]["status"], refused["error"]["code"]) == (429, "rate_limited")
+            assert 1 <= refused["error"]["retry_after"] <= 61
+        assert (await client.ask("unsubscribe", ch="run:x"))["ok"]
     assert world.agents.cancelled == [run.id]
 
 

@@ -92,6 +92,15 @@ async def test_1_errors_are_the_sdks_own(platform: Platform, client: AsyncOpenAI
     with pytest.raises(openai.UnprocessableEntityError) as wrong:
         await client.chat.completions.create(model="agent:x", messages=[], extra_body={"stream": "yes"})
     assert wrong.value.param == "stream"
+    many: Any = [{"role": "user", "content": "x"}] * 2_001
+    with pytest.raises(openai.UnprocessableEntityError) as messages:
+        await client.chat.completions.create(model="agent:x", messages=many)
+    assert (messages.value.param, messages.value.code) == ("messages", "too_many_messages")
+    with pytest.raises(openai.UnprocessableEntityError) as items:
+        await client.responses.create(model="agent:x", input=many)
+    assert (items.value.param, items.value.code) == ("input", "too_many_messages")
+    with pytest.raises(openai.NotFoundError):
+        await client.chat.completions.create(model="agent:x", messages=many[1:])
 
 
 async def test_1_over_the_limit(platform: Platform) -> None:

@@ -31,11 +31,13 @@ RECHECK_SECONDS: Final = 1.0
 """A refusal is repeated this long without asking Redis; then a raised limit may have changed it."""
 MAX_KEYS: Final = 20_000
 PREFIX: Final = "headrace:requests:"
+LIMIT_WITHOUT_PLAN: Final = 600
+"""Requests a minute of a caller that acts for no organisation, such as a person without one."""
 
 DEGRADED: Final = Counter("gateway_rate_limit_degraded", "Requests limited without Redis")
 LEASES: Final = Counter("gateway_rate_limit_leases", "Blocks of tokens asked of Redis")
 
-_LOG = Logger("services.gateway.limits")
+_LOG = Logger("services.limits")
 
 # One bucket more than the window has seconds: its first second may lie partly inside.
 _SCRIPT: Final = """
@@ -119,7 +121,7 @@ class _Key:
 
 
 class Limiter:
-    """Limits of one gateway process.
+    """Limits as one process of a gateway counts them.
 
     Args:
         prefix: of the keys in Redis.
@@ -150,6 +152,13 @@ class Limiter:
                 state.leasing = asyncio.create_task(self._lease(name, state, cost))
             await asyncio.shield(state.leasing)
             asked = True
+
+    def refusal(self, name: str) -> Decision | None:
+        """The last refusal of `name` while it holds, without counting or asking; None where there is none."""
+        state, now = self._keys.get(name), time.monotonic()
+        if state is None or now >= state.refused_until:
+            return None
+        return _decision(state, now, allowed=False)
 
     def _state(self, name: str, limit: int) -> _Key:
         state = self._keys.get(name)
@@ -203,6 +212,7 @@ class Limiter:
         oldest = state.used[0][0] if state.used else second
         if used >= state.limit:
             wait = oldest + WINDOW + 1 - second
+            state.refused_until = now + wait
             return Decision(False, state.limit, 0, WINDOW + 1, wait)
         if state.used and state.used[-1][0] == second:
             state.used[-1] = (second, state.used[-1][1] + cost)
