@@ -46,7 +46,7 @@ def cells(database: DatabaseSettings, tenant: str) -> str:
 
 
 def snapshot(path: Path, tenant: str | None) -> str:
-    """What the DuckDB file says of a tenant, or of all."""
+    """What the DuckDB file says of a tenant, whose id is another in each installation, or of all."""
     connection = duckdb.connect(str(path), read_only=True)
     try:
         rows: list[tuple[Any, ...]] = []
@@ -56,7 +56,8 @@ def snapshot(path: Path, tenant: str | None) -> str:
             ("usage_elements", "meter, epoch(period_start), dimensions, element, quantity, events"),
             ("charges", "meter, dimensions, quantity, unit_price, per, currency, amount_unrounded"),
         ):
-            wanted = f"select tenant, {columns} from {table} where tenant = coalesce(?, tenant)"
+            named = "tenant, " if tenant is None else ""
+            wanted = f"select {named}{columns} from {table} where tenant = coalesce(?, tenant)"
             found = connection.execute(wanted, [tenant]).fetchall()
             rows += [(table, *row) for row in found]
         return digest(rows)
