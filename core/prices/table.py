@@ -106,6 +106,17 @@ async def lock(connection: AsyncConnection) -> None:
     await connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
 
+async def go_on_behind(connection: AsyncConnection, revision: int) -> None:
+    """Give out no revision up to this one any more (role `system`)."""
+    await lock(connection)
+    await connection.execute(
+        text(
+            "select setval('price_revision_seq', :revision) from price_revision_seq where last_value < :revision"
+        ),
+        {"revision": revision},
+    )
+
+
 async def record(connection: AsyncConnection, declared: Iterable[Price]) -> list[Price]:
     """Append what the file says and the table does not yet; return the appended rows (role `system`).
 
