@@ -240,7 +240,7 @@ class BillingSettings(Settings):
     title: ClassVar[str] = "Billing"
     prices_file: Path = Field(
         default=Path(__file__).parents[1] / "deploy" / "prices.toml",
-        description="The price book; recorded into the database at each start of billing.",
+        description="The price book; what the database never had of it is recorded at each start of billing.",
     )
     usage_requests_in_flight: int = Field(
         default=16, ge=1, le=1000, description="Batches of usage taken in at once; more are answered 429."

@@ -5,6 +5,7 @@ record itself is kept.
 """
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -33,6 +34,8 @@ from core.ids import identity
 
 DECIDED = ("conflict", UNKNOWN)
 """Codes that deciding fates gives; all others come from reading a record."""
+BEYOND = "out_of_limits"
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _CLAIM = msgspec.json.Decoder(Claim)
 _REFERENCE = msgspec.json.Decoder(Reference)
 
@@ -43,7 +46,7 @@ def read_again(rows: pl.DataFrame) -> Parsed:
     Args:
         rows: of one slice, all columns of `usage_events`, in the order of partition and offset.
     """
-    return parse_records([[record_of(row) for row in rows.iter_rows(named=True)]])
+    return parse_records([[record_of(row) for row in _with_own_times(rows).iter_rows(named=True)]])
 
 
 def as_stored(rows: pl.DataFrame) -> Parsed:
@@ -55,13 +58,27 @@ def as_stored(rows: pl.DataFrame) -> Parsed:
         for kind, tenant, data in rows.select("kind", "tenant", "data").iter_rows()
     ]
     decided = (pl.col("fate") == QUARANTINED) & pl.col("code").is_in(DECIDED)
-    frame = rows.with_columns(
+    frame = _with_own_times(rows).with_columns(
         pl.when(~decided).then("code"), pl.Series(REFERENCE, references, dtype=pl.Binary)
     )
     acceptable = readable & frame["code"].is_null().to_numpy()
     content = rows["content"].fill_null(0).to_numpy()
     partition, offset = rows["partition"].to_numpy(), rows["offset"].to_numpy()
     return Parsed(frame, partition, offset, readable, acceptable, high, low, content)
+
+
+def _with_own_times(rows: pl.DataFrame) -> pl.DataFrame:
+    """Voids outside the limits of time, which took nothing out, without the time of what they name.
+
+    Tables hold such rows that bear it, and their own is lost: they get one that no limits take.
+    """
+    bears = (
+        (pl.col("kind") == schema.VOID) & (pl.col("code") == BEYOND) & pl.col("ref_slice").is_not_null()
+    ).fill_null(value=False)
+    return rows.with_columns(
+        event_time=pl.when(bears).then(pl.lit(LONG_AGO, schema.TIME)).otherwise("event_time"),
+        ref_slice=pl.when(~bears).then("ref_slice"),
+    )
 
 
 def _reference(data: str) -> tuple[str, str]:

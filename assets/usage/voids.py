@@ -83,18 +83,19 @@ def _originals(
 
 
 def _with_originals(referring: Parsed, places: pl.DataFrame, originals: pl.DataFrame) -> Parsed:
-    """Voids with what they take out. Those that name nothing keep their own time and are not acceptable."""
+    """Voids with what they take out. Those that name nothing, and those outside the limits of time, take nothing
+    out: they keep their own time and are not acceptable."""
     taken = places.join(originals.select(*PLACE, *TAKEN), on=PLACE, how="left", maintain_order="left")
-    known = taken["meter"].is_not_null()
+    known = taken["meter"].is_not_null() & pl.Series(referring.acceptable)
     frame = referring.frame.with_columns(
         *(pl.when(known).then(taken[name]).alias(ref) for ref, name in _REF.items()),
-        meter=taken["meter"],
-        quantity=-taken["quantity"],
-        dimensions=taken["dimensions"],
+        meter=pl.when(known).then(taken["meter"]),
+        quantity=pl.when(known).then(-taken["quantity"]),
+        dimensions=pl.when(known).then(taken["dimensions"]),
         event_time=pl.when(known).then(taken["event_time"]).otherwise("event_time"),
         code=pl.when(pl.col("code").is_null() & ~known).then(pl.lit(UNKNOWN)).otherwise("code"),
     )
-    return replace(referring, frame=frame, acceptable=referring.acceptable & known.to_numpy())
+    return replace(referring, frame=frame, acceptable=known.to_numpy())
 
 
 def _merged(left: Winners, right: Winners) -> Winners:

@@ -2,7 +2,8 @@
 
 PostgreSQL is where a document is issued; a copy is written right after. If PostgreSQL is put back to an
 earlier time, the copies say what was issued since: `readopt` puts the rows back, byte for byte, and until
-then nothing is issued for a tenant whose archive is ahead of its rows. A number is never given out twice.
+then nothing is issued for a tenant whose archive is ahead of its rows. A number is never given out twice, nor
+from then on a revision of prices that a document names.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from core.invoices import store
 from core.invoices.document import Document, DocumentError, decode, number_of, sha256
 from core.log import Logger
 from core.objects.api import ObjectNotFoundError, ObjectStore, PreconditionFailedError
+from core.prices.table import go_on_behind
 
 BUCKET: Final = "invoices"
 COPY_SECONDS: Final = 10
@@ -132,6 +134,7 @@ class Archive:
                 )
                 if known is None:
                     await store.add(connection, document, content, "archive")
+                    await go_on_behind(connection, document.price_revision)
                     await connection.execute(
                         text(
                             "insert into invoice_sequence (tenant_id, last) values (:tenant, :number) "

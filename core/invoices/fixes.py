@@ -25,6 +25,7 @@ from core.invoices.archive import Archive
 from core.invoices.document import Document
 from core.invoices.fix_store import Fix, Item
 from core.invoices.issuing import InvoiceError, OvertakenError, edges_of, issue, make_document, unpriced_of
+from core.invoices.prices import charged_at
 from core.invoices.store import Issued
 from core.prices import Books
 from core.rating import ServicePeriod, rate
@@ -50,7 +51,7 @@ class Fixes:
         """The dry run, over all tenants or some. Writes nothing to invoices.
 
         Raises:
-            InvoiceError: `published_went_back`.
+            InvoiceError: `published_went_back`, `prices_went_back`.
             core.rating.MixedCurrencyError
         """
         async with self._system.writer() as connection:
@@ -177,7 +178,8 @@ class Fixes:
                     by_period.setdefault(one.period, []).append(one)
                 for period, of in by_period.items():
                     charged = max(one.document.price_revision for one in of)
-                    if charged >= book.revision:
+                    known_at = charged_at([one.document for one in of], known)
+                    if known_at >= book.revision:
                         continue
                     pieces, landed = await store.usage(connection, edges_of(known.recorded), within=period)
                     if landed is None:
@@ -185,7 +187,7 @@ class Fixes:
                             "published_went_back", "No usage is published any more; publish it first."
                         )
                     usage = [piece.usage for piece in pieces]
-                    before = difference.charges(rate(usage, book.as_of(charged), period))
+                    before = difference.charges(rate(usage, book.as_of(known_at), period))
                     rated = rate(usage, book, period)
                     lines = difference.difference(before, difference.charges(rated), "")
                     if lines:

@@ -29,6 +29,7 @@ from core.invoices.issuing import (
     make_document,
     unpriced_of,
 )
+from core.invoices.prices import charged_at
 from core.invoices.store import Issued, Landed, Piece
 from core.prices import Books, PriceBook
 from core.rating import Rated, ServicePeriod, month_of, rate
@@ -121,8 +122,8 @@ class Invoices:
         approves.
 
         Raises:
-            InvoiceError: `not_invoiced` (a period that was never closed), `published_went_back`, `busy`,
-                `archive_ahead`.
+            InvoiceError: `not_invoiced` (a period that was never closed), `published_went_back`,
+                `prices_went_back`, `busy`, `archive_ahead`.
         """
         if not dry_run:
             await self._archive.refuse_if_ahead(tenant_id)
@@ -146,7 +147,12 @@ class Invoices:
         return found
 
     async def draft(self, tenant_id: str) -> Draft:
-        """What the next documents would charge. Raises: core.rating.MixedCurrencyError."""
+        """What the next documents would charge.
+
+        Raises:
+            InvoiceError: `published_went_back`, `prices_went_back`, `busy`.
+            core.rating.MixedCurrencyError
+        """
         with tenant(tenant_id):
             for _ in range(ATTEMPTS):
                 async with self._app.reader() as connection:
@@ -244,7 +250,7 @@ def _pending(
         pieces: all its usage.
 
     Raises:
-        InvoiceError: `published_went_back`.
+        InvoiceError: `published_went_back`, `prices_went_back`.
     """
     newest = documents[-1].document
     # A price fix says nothing about what has landed: it charges other prices for what others looked at.
@@ -256,13 +262,15 @@ def _pending(
             "was put back to an earlier time. Let usage be published again first.",
         )
     each = list(pieces)
-    rated = rate((piece.usage for piece in each), book.as_of(newest.price_revision), period)
-    before = difference.charged(one.document for one in documents)
+    issued = [one.document for one in documents]
+    revision = charged_at(issued, book)
+    rated = rate((piece.usage for piece in each), book.as_of(revision), period)
+    before = difference.charged(issued)
     lines = difference.difference(before, difference.charges(rated), document_id)
     if not lines:
         return None
     return Pending(
-        period, documents[0].document.number, lines, landed, since, newest.price_revision,
+        period, documents[0].document.number, lines, landed, since, revision,
         unpriced_of(rated), newest.currency, each,
     )  # fmt: skip
 

@@ -9,15 +9,18 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core import audit
-from core.clock import now
+from core.clock import now, rfc3339
 from core.decimals import canonical
-from core.prices.book import EVERYBODY, Price
+from core.log import Logger
+from core.prices.book import EVERYBODY, Price, in_force
 from core.prices.lists import PriceList
 from core.prices.lists.entries import Names
 from core.prices.lists.plan import FACTOR, Plan, plan
-from core.prices.table import read_prices, record
+from core.prices.table import lock, read_prices, record
 
 SYSTEM: Final = "system"
+
+_log = Logger("prices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,31 @@ class Choice:
     """Beside those that usage names."""
 
 
-async def publish(connection: AsyncConnection, declared: Iterable[Price]) -> list[Price]:
-    """Record what is declared and not in the table yet; returns the new rows.
+async def publish(
+    connection: AsyncConnection, declared: Iterable[Price], *, back: bool = False
+) -> list[Price]:
+    """Record what is declared and was never in the table; returns the new rows.
+
+    A row that was in the table and that a later one corrected stays corrected: a start with an older file, or
+    with one that does not know what an import ended, must not change prices. `back` records it nevertheless.
 
     Raises: as `core.prices.table.record`.
     """
-    fresh = await record(connection, declared)
+    await lock(connection)
+    known, wanted = await read_prices(connection), list(declared)
+    corrected = [] if back else _corrected(wanted, known)
+    for price in corrected:
+        _log.warn(
+            "a declared price was corrected since and is not recorded again",
+            tenant=price.tenant,
+            meter=price.meter,
+            dimensions=dict(price.dimensions),
+            valid_from=rfc3339(price.valid_from),
+            unit_price=canonical(price.unit_price),
+            action="declare what the table says, or a price with a later valid_from; if the declared one is to stand "
+            "again, run `headrace prices record`",
+        )
+    fresh = await record(connection, [price for price in wanted if price not in corrected])
     for price in fresh:
         await audit.record(
             connection,
@@ -102,3 +124,12 @@ async def names_in_use(connection: AsyncConnection) -> list[Names]:
         )
     )
     return [(row[0], row[1]) for row in rows]
+
+
+def _corrected(declared: Iterable[Price], known: Iterable[Price]) -> list[Price]:
+    """What of `declared` was recorded before a row with other terms and the same key."""
+    rows = list(known)
+    recorded = {(price.key, price.terms) for price in rows}
+    standing = {(price.key, price.terms) for price in in_force(rows)}
+    replaced = recorded - standing
+    return [price for price in declared if (price.key, price.terms) in replaced]

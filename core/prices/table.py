@@ -101,6 +101,22 @@ class Books:
         return PriceBook(tenant_id, prices, listed=listed)
 
 
+async def lock(connection: AsyncConnection) -> None:
+    """Let nobody else record until the transaction ends."""
+    await connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+
+
+async def go_on_behind(connection: AsyncConnection, revision: int) -> None:
+    """Give out no revision up to this one any more (role `system`)."""
+    await lock(connection)
+    await connection.execute(
+        text(
+            "select setval('price_revision_seq', :revision) from price_revision_seq where last_value < :revision"
+        ),
+        {"revision": revision},
+    )
+
+
 async def record(connection: AsyncConnection, declared: Iterable[Price]) -> list[Price]:
     """Append what the file says and the table does not yet; return the appended rows (role `system`).
 
@@ -110,7 +126,7 @@ async def record(connection: AsyncConnection, declared: Iterable[Price]) -> list
     Raises:
         PriceError: the file changed its currency; amounts already printed would be compared with others.
     """
-    await connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    await lock(connection)
     known = in_force(await read_prices(connection))
     terms = {price.key: price.terms for price in known}
     fresh = [replace(price, id=new_id("price")) for price in declared if terms.get(price.key) != price.terms]

@@ -1,4 +1,4 @@
-"""`headrace prices import`: a public price list into the price book."""
+"""`headrace prices`: a public price list, or the price file once more, into the price book."""
 
 import argparse
 import asyncio
@@ -17,6 +17,7 @@ from deploy.cli.frame import (
 )
 
 if TYPE_CHECKING:
+    from core.prices import Price
     from core.prices.lists import PriceList
     from core.prices.lists.plan import Plan
     from core.prices.publish import Choice
@@ -32,7 +33,10 @@ EXAMPLES = (
 
 def register(subparsers: Subparsers) -> None:
     group = command_group(
-        subparsers, "prices", "Import public price lists into the price book", examples=EXAMPLES[:1]
+        subparsers,
+        "prices",
+        "Record public price lists, or the price file, in the price book",
+        examples=(EXAMPLES[0], "headrace prices record"),
     )
     parser = command(
         group,
@@ -61,6 +65,14 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--factor", type=factor, default=Decimal(3), metavar="N", help="park larger changes (default 3)"
+    )
+    command(
+        group,
+        "record",
+        "Record the price file (HEADRACE_PRICES_FILE) as it stands, also prices that were corrected or ended since, "
+        "which a start of billing leaves as they are",
+        run_record,
+        examples=("headrace prices record",),
     )
 
 
@@ -94,6 +106,36 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show(made, found, dry_run=arguments.dry_run)
     return 3 if made.parked else 0
+
+
+def run_record(arguments: argparse.Namespace) -> int:
+    from core.prices import PriceError, read_file
+    from core.settings import BillingSettings, DatabaseSettings
+    from deploy.session import settings_of
+
+    installation = installation_of(arguments)
+    try:
+        declared = read_file(settings_of(installation, BillingSettings).prices_file)
+        fresh = asyncio.run(declare(settings_of(installation, DatabaseSettings), declared))
+    except PriceError as error:
+        raise CommandError(str(error)) from error
+    if arguments.json:
+        print_json({"declared": len(declared), "recorded": [price.id for price in fresh]})
+    else:
+        note(f"{len(declared):,} prices are declared, {len(fresh):,} were recorded")
+    return 0
+
+
+async def declare(settings: "DatabaseSettings", declared: "list[Price]") -> "list[Price]":
+    from core.database import Database
+    from core.prices.publish import publish
+
+    database = Database(settings, role="system")
+    try:
+        async with database.writer() as connection:
+            return await publish(connection, declared, back=True)
+    finally:
+        await database.close()
 
 
 async def take(

@@ -56,7 +56,7 @@ class Money:
         and what closed periods owe or get back.
 
         Raises:
-            Problem: 409 `mixed_currency`, `published_went_back`.
+            Problem: 409 `mixed_currency`, `published_went_back`, `prices_went_back`.
         """
         draft = await self._invoices.draft(tenant_id)
         currencies = {rated.currency for rated in draft.open} | {one.currency for one in draft.pending}

@@ -1,4 +1,4 @@
-"""`headrace prices import`: what it says is what it does, and a second time it does nothing."""
+"""`headrace prices`: what it says is what it does, and a second time it does nothing."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from core.database import Database, dsn
 from core.prices import Price, read_prices
 from core.settings import DatabaseSettings
 from deploy.cli.main import main
-from deploy.installation import prepare, write_env
+from deploy.installation import load, prepare, write_env
 from tests.conformance.queue.support import environment
 
 PROVIDER = "test-prices"
@@ -112,6 +112,28 @@ def test_an_import_is_shown_done_and_not_done_again(
     assert ask(postgres) == rows
     assert main([*dearer, "--accept", f"{PROVIDER}/m"]) == 0
     assert {row.unit_price for row in ask(postgres)[4:]} == {Decimal(25)}
+
+
+def test_the_price_file_is_recorded_over_what_corrected_it(
+    tmp_path: Path, postgres: DatabaseSettings, capsys: pytest.CaptureFixture[str], data: list[str]
+) -> None:
+    file = tmp_path / "prices.toml"
+    installation = load(tmp_path / "data")
+    write_env(installation.env_file, {**installation.environment, "HEADRACE_PRICES_FILE": str(file)})
+    command = ["prices", "record", *data]
+    for unit_price, recorded in (("2", 1), ("3", 1), ("2", 1), ("2", 0)):
+        file.write_text(
+            f'currency = "USD"\n[[price]]\nmeter = "llm.tokens.input"\nunit_price = "{unit_price}"\nper = 1\n'
+            f'dimensions = {{ provider = "{PROVIDER}" }}\nvalid_from = 2020-01-01T00:00:00Z\n'
+        )
+        assert main(command) == 0
+        assert f"1 prices are declared, {recorded} were recorded" in capsys.readouterr().err
+    assert [row.unit_price for row in ask(postgres)] == [Decimal(2), Decimal(3), Decimal(2)]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"declared": 1, "recorded": []}
+    file.write_text("currency = 1")
+    assert main(command) == 1
+    assert "prices.toml" in capsys.readouterr().err
 
 
 def test_models_in_use_are_found_by_the_names_that_usage_has(

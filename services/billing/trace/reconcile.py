@@ -19,6 +19,7 @@ from core.decimals import EXACT, canonical, total
 from core.invoices import difference, store
 from core.invoices.issue import Draft, by_period, closed_edges, draft_of
 from core.invoices.issuing import edges_of
+from core.invoices.prices import charged_at
 from core.invoices.store import Issued, Landed, Piece
 from core.prices import Books, PriceBook
 from core.rating import ServicePeriod, rate, round_amount
@@ -180,8 +181,9 @@ def _money(state: State, draft: Draft, again: Draft, counted: Sequence[Piece]) -
     currencies, rated = list[str | None](), [one.total for one in again.open]
     for period, documents in state.closed.items():
         newest = documents[-1].document
+        revision = charged_at([one.document for one in documents], state.book)
         usage = [piece.usage for piece in counted if period.holds(piece.first)]
-        rated.append(rate(usage, state.book.as_of(newest.price_revision), period).total)
+        rated.append(rate(usage, state.book.as_of(revision), period).total)
         currencies.append(newest.currency)
         for one in documents:
             charged[one.document.reason].append(Decimal(one.document.total))

@@ -49,10 +49,8 @@ def usage(number: int, **more: Any) -> UsageEvent:
 
 
 def void(number: int, of: int, **more: Any) -> VoidEvent:
-    return VoidEvent(
-        id=f"v{number}", source="s", time=NOW, tenant="org_a", type="headrace.usage.void.v1", specversion="1.0",
-        data=Reference("s", f"e{of}"), **more,
-    )  # fmt: skip
+    named = {"id": f"v{number}", "source": "s", "time": NOW, "tenant": "org_a", **more}
+    return VoidEvent(data=Reference("s", f"e{of}"), type="headrace.usage.void.v1", specversion="1.0", **named)
 
 
 def claim(of: list[UsageEvent]) -> Checkpoint:
@@ -185,6 +183,48 @@ def test_only_the_range_is_read_again(site: Site, monkeypatch: pytest.MonkeyPatc
         made, found = run(site, first=first, last=last)
         assert found.events["records"].sum() == differ, (first, last)
         discard(site.objects, site.database, site.state, made, by="usr_1")
+
+
+def test_a_void_that_was_refused_for_its_time_stays_refused(site: Site) -> None:
+    for value in (event(1), void(1, 1, time=NOW - OLD).encode()):
+        site.send([value], key=KEY)
+        assert site.carry() == 1
+    refused = rows(site.lake()).filter(kind="void")
+    assert refused.select("fate", "code", "quantity", "ref_slice", "event_time").rows() == [
+        ("quarantined", "out_of_limits", None, None, NOW - OLD)
+    ]
+    made, found = run(site)
+    assert (len(found.events), len(found.cells)) == (0, 0)
+    assert rows(other(site, made)).equals(rows(site.lake()), null_equal=True)
+
+
+@pytest.mark.parametrize("last", [None, 1])
+def test_a_refused_void_that_bears_what_it_names_stays_refused(site: Site, last: int | None) -> None:
+    """As rows landed when a refused void took over the time of its event: its own is lost."""
+    site.send([event(1), event(2)], key=KEY)
+    assert site.carry() == 1
+    site.send([void(1, 1, time=NOW - OLD).encode()], key=KEY)
+    assert site.carry() == 1
+    lake = site.lake()
+    handle = lake.open(schema.EVENTS)
+    assert handle is not None
+    original = rows(lake).row(0, named=True)
+    bears = {
+        "ref_slice": "1", "ref_partition": str(original["partition"]), "ref_offset": str(original["offset"]),
+        "quantity": "-5", "event_time": f"to_timestamp('{NOW.isoformat()}')",
+    }  # fmt: skip
+    handle.update(updates=bears, predicate="kind = 'void'")
+    assert rows(site.lake()).filter(kind="void")["event_time"].to_list() == [NOW]
+    before = cells(site.lake())
+    for options in ({"last": last}, {}):
+        made, found = run(site, **options)
+        assert len(found.cells) == 0, options
+        yes(site, made)
+        refused = rows(site.lake()).filter(kind="void")
+        assert refused.select("fate", "code", "quantity", "ref_slice").rows() == [
+            ("quarantined", "out_of_limits", None, None)
+        ]
+    assert cells(site.lake()) == before
 
 
 def test_promotion_is_one_row_and_everything_follows(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

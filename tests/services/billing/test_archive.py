@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,9 +16,12 @@ from core.invoices.archive import BUCKET, Archive, key_of
 from core.invoices.document import DocumentError, decode
 from core.objects import open_objects
 from core.objects.api import ObjectStore
+from core.prices import Price, record
 from core.settings import DatabaseSettings, ObjectSettings
 from tests.services.billing.conftest import Caller, Running
-from tests.services.billing.invoicing import MARCH, NOON, Book
+from tests.services.billing.invoicing import DRAFT, INPUT, MARCH, NOON, Book
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -71,6 +76,28 @@ async def put_back(database: DatabaseSettings, tenant: str, last: int) -> None:
     await system.close()
 
 
+async def put_prices_back(database: DatabaseSettings, tenant: str, revision: int) -> None:
+    """The price book as it was at `revision`, when the tenant's later prices were not recorded yet."""
+    owner = Database(database, role="owner")
+    async with owner.writer() as connection:
+        for statement in ("alter table price no force row level security",
+                          "delete from price where tenant_id = :t and revision > :r",
+                          "alter table price force row level security",
+                          "select setval('price_revision_seq', :r)"):  # fmt: skip
+            await connection.execute(
+                text(statement), {"t": tenant, "r": revision} if ":r" in statement else {}
+            )
+    await owner.close()
+
+
+async def price(system: Database, tenant: str, unit_price: str) -> int:
+    """Record the tenant's price for a million units, or correct it; the book's last revision."""
+    async with system.writer() as connection:
+        await record(connection, [Price(tenant, INPUT, (), Decimal(unit_price), 1_000_000, "USD", LONG_AGO)])
+        revision: int = await connection.scalar(text("select max(revision) from price"))
+    return revision
+
+
 def settle(billing: Running) -> Path:
     """Make the blobs of the archive older than a put can take; the folder they lie in."""
     folder = Path(urlsplit(billing.environment["HEADRACE_OBJECTS_URL"]).path) / "blobs" / BUCKET
@@ -107,6 +134,39 @@ async def test_issued_documents_are_put_back_byte_for_byte(
     assert (again.status, again.json["number"]) == (200, "INV-000003")
     assert await book.adjust() == [], "nothing is doubled"
     assert (await book.close(period="2026-05")).json["number"] == "INV-000004"
+
+
+async def test_a_period_is_not_charged_at_prices_from_before_those_it_was_charged_at(
+    book: Book, acme: Caller, archive: Archive, billing: Running, postgres: DatabaseSettings, system_database: Database
+) -> None:  # fmt: skip
+    old = await price(system_database, acme.tenant, "2")
+    new = await price(system_database, acme.tenant, "3")
+    await book.use("1000000")
+    assert (await book.close(**MARCH)).json["price_revision"] == new
+    settle(billing)
+    await put_back(postgres, acme.tenant, 0)
+    await put_prices_back(postgres, acme.tenant, old)
+    await archive.readopt()
+    await book.use("1000000")
+    adjust = {"params": {"tenant": acme.tenant}, "json": {"period": "all"}}
+    for refused in (
+        await acme.call("GET", DRAFT),
+        await book.owner.call("POST", "/api/v1/billing/adjustments", **adjust),
+        await book.owner.call("POST", "/api/v1/billing/price-fixes", json={"tenants": [acme.tenant]}),
+    ):
+        assert (refused.status, refused.json["code"]) == (409, "prices_went_back")
+        assert "INV-000001" in refused.json["detail"]
+
+    await price(system_database, acme.tenant, "2.5")
+    assert (await acme.call("GET", DRAFT)).status == 409, "no other price is taken for it"
+    again = await price(system_database, acme.tenant, "3")
+    assert again > new + 1, "a revision that a document names is not given out again"
+    (posted,) = await book.adjust()
+    assert (posted["total"], posted["price_revision"]) == ("3.00", again)
+    assert await book.total() == Decimal("6.00")
+    assert await book.adjust() == []
+    fix = await book.owner.call("POST", "/api/v1/billing/price-fixes", json={"tenants": [acme.tenant]})
+    assert (fix.status, fix.json["items"]) == (201, 0)
 
 
 async def test_a_damaged_copy_is_named_and_not_adopted(
