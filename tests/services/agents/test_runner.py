@@ -157,6 +157,11 @@ async def test_a_draining_instance_hands_its_runs_over_at_once(arena: Arena, ask
         await until(under_way)
         with arena.runner("heir"):
             leaving.send_signal(signal.SIGTERM)
+
+            async def inherited() -> bool:
+                return all(run.epoch == 2 for run in (await asker.runs()).values())
+
+            await until(inherited)  # before the gate opens: a slow process would end them itself
             gate.touch()
             await until(lambda: all_ended(asker))
             assert await asyncio.to_thread(leaving.wait, 20) == 0
