@@ -8,6 +8,10 @@ from deploy.cli.frame import CommandError, Subparsers, command, data_folder
 from deploy.installation import load
 
 
+NO_DATABASE = frozenset({"web", "extractive"})
+"""Services that read none."""
+
+
 def register(subparsers: Subparsers) -> None:
     parser = command(
         subparsers,
@@ -32,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = dict(os.environ)
     if arguments.data is not None:
         given = {**environment(load(data_folder(arguments)), arguments.name), **given}
-    elif not any(name.startswith("HEADRACE_") for name in given):
+    elif arguments.name not in NO_DATABASE and "HEADRACE_DATABASE_URL" not in given:
         raise CommandError(
             "no settings: give --data DIR of an installation on this machine, or set what docs/settings.md lists"
         )
