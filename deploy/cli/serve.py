@@ -7,7 +7,6 @@ import sys
 from deploy.cli.frame import CommandError, Subparsers, command, data_folder
 from deploy.installation import load
 
-
 NO_DATABASE = frozenset({"web", "extractive"})
 """Services that read none."""
 
