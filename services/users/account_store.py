@@ -6,13 +6,13 @@ token stands for is told by functions of the schema that take its hash.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Row, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.users.store import Window
+from services.users.store import Window, one
 
 REGISTRATION: Final = timedelta(hours=24)
 RESET: Final = timedelta(hours=1)
@@ -85,7 +85,7 @@ async def act_for(connection: AsyncConnection, person_id: str) -> None:
 
 
 async def person(connection: AsyncConnection, person_id: str) -> Person | None:
-    row = await _one(connection, "select * from person_lookup(:id)", id=person_id)
+    row = await one(connection, "select * from person_lookup(:id)", id=person_id)
     return None if row is None else Person(**row._mapping)
 
 
@@ -140,7 +140,7 @@ async def add_registration(
 
 
 async def find_registration(connection: AsyncConnection, token_sha256: bytes) -> Registration | None:
-    row = await _one(connection, "select * from registration_lookup(:token)", token=token_sha256)
+    row = await one(connection, "select * from registration_lookup(:token)", token=token_sha256)
     return None if row is None else Registration(**row._mapping)
 
 
@@ -208,13 +208,13 @@ async def add_refresh(
 
 
 async def find_family(connection: AsyncConnection, token_sha256: bytes) -> Family | None:
-    row = await _one(connection, "select * from refresh_lookup(:token)", token=token_sha256)
+    row = await one(connection, "select * from refresh_lookup(:token)", token=token_sha256)
     return None if row is None else Family(**row._mapping)
 
 
 async def lock_session(connection: AsyncConnection, session_id: str) -> Session | None:
     """The session, locked: of two uses of one refresh token the second waits and sees the first."""
-    row = await _one(
+    row = await one(
         connection, f"select {_SESSION} from login_session where id = :id for update", id=session_id
     )
     return None if row is None else Session(**row._mapping)
@@ -302,7 +302,7 @@ async def session_is_active(connection: AsyncConnection, session_id: str, genera
 
 async def device(connection: AsyncConnection, person_id: str, token_sha256: bytes) -> str | None:
     """Id of the device that holds this token."""
-    row = await _one(
+    row = await one(
         connection,
         "select id from login_device where person_id = :person and token_sha256 = :token",
         person=person_id,
@@ -312,7 +312,7 @@ async def device(connection: AsyncConnection, person_id: str, token_sha256: byte
 
 
 async def knows_place(connection: AsyncConnection, person_id: str, place: bytes) -> bool:
-    row = await _one(
+    row = await one(
         connection,
         "select 1 from login_place where person_id = :person and place = :place",
         person=person_id,
@@ -367,7 +367,7 @@ async def forget_devices(connection: AsyncConnection, person_id: str) -> None:
 
 async def lock_totp(connection: AsyncConnection, person_id: str) -> Totp | None:
     """The person's second factor, locked until the end of the transaction; not yet confirmed as well."""
-    row = await _one(
+    row = await one(
         connection,
         "select secret, confirmed_at, last_step from person_totp where person_id = :person for update",
         person=person_id,
@@ -376,7 +376,7 @@ async def lock_totp(connection: AsyncConnection, person_id: str) -> Totp | None:
 
 
 async def has_totp(connection: AsyncConnection, person_id: str) -> bool:
-    row = await _one(
+    row = await one(
         connection,
         "select 1 from person_totp where person_id = :person and confirmed_at is not null",
         person=person_id,
@@ -449,7 +449,3 @@ async def recovery_codes_left(connection: AsyncConnection, person_id: str) -> in
 async def forget_old(connection: AsyncConnection) -> int:
     """Delete what nobody needs any more, of everybody; how many rows went."""
     return int(await connection.scalar(text("select forget_old_accounts()")) or 0)
-
-
-async def _one(connection: AsyncConnection, sql: str, **parameters: object) -> Row[Any] | None:
-    return (await connection.execute(text(sql), parameters)).one_or_none()

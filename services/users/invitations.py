@@ -16,7 +16,7 @@ from core.ids import new_id
 from services.common.errors import Problem, invalid, not_found
 from services.common.paging import Page, listing
 from services.common.principal import Principal
-from services.users import account_store, member_schemas, one_time, store
+from services.users import account_store, invitation_store, member_schemas, one_time, store
 from services.users.accounts import Accounts
 from services.users.lockout import INVITED, INVITING, Caller, Lockout
 from services.users.logins import Logins
@@ -55,7 +55,7 @@ class Invitations:
                 await self._admit(connection, organisation_id, email)
                 organisation = await store.organisation(connection, organisation_id)
                 assert organisation is not None, "it was there a statement ago"
-                made = await store.add_invitation(
+                made = await invitation_store.add_invitation(
                     connection,
                     tenant_id=organisation_id,
                     invitation_id=new_id("invt"),
@@ -92,21 +92,21 @@ class Invitations:
         with tenant(acting_in(principal, organisation_id)):
             async with self._database.reader() as connection:
                 await must_exist(connection, organisation_id)
-                found = await store.page_of_invitations(connection, organisation_id, window(page))
+                found = await invitation_store.page_of_invitations(connection, organisation_id, window(page))
         return listing([member_schemas.invitation(one) for one in found], page)
 
     async def revoke(self, principal: Principal, organisation_id: str, invitation_id: str) -> None:
         """Its link is of no use from now on. Raises: Problem 404, 409 `invitation_accepted`."""
         with tenant(acting_in(principal, organisation_id)):
             async with self._database.writer() as connection:
-                found = await store.lock_invitation(connection, organisation_id, invitation_id)
+                found = await invitation_store.lock_invitation(connection, organisation_id, invitation_id)
                 if found is None:
                     raise not_found("invitation")
                 if found.accepted_at is not None:
                     raise Problem(
                         409, "invitation_accepted", "Accepted already", "Remove the member instead."
                     )
-                await store.revoke_invitation(connection, organisation_id, invitation_id)
+                await invitation_store.revoke_invitation(connection, organisation_id, invitation_id)
                 await _record(
                     connection,
                     "invitation.revoke",
@@ -127,7 +127,7 @@ class Invitations:
         if one_time.looks_like("invite", body.token):
             with tenant(NOBODY):
                 async with self._database.reader() as connection:
-                    found = await store.find_invitation(connection, token)
+                    found = await invitation_store.find_invitation(connection, token)
         if found is None:
             raise _refused()
         known = await self._logins.known(found.email, None, caller)
@@ -141,7 +141,9 @@ class Invitations:
         with tenant(found.tenant_id):
             try:
                 async with self._database.writer() as connection:
-                    if not await store.accept_invitation(connection, found.tenant_id, found.id, person_id):
+                    if not await invitation_store.accept_invitation(
+                        connection, found.tenant_id, found.id, person_id
+                    ):
                         raise _refused()
                     if password_hash is not None:
                         await account_store.act_for(connection, person_id)

@@ -7,9 +7,10 @@ from typing_extensions import TypedDict
 
 from core.clock import now, rfc3339
 from services.users.account_schemas import Body, Email, Name, Password
+from services.users.invitation_store import Invitation
 from services.users.one_time import Text
 from services.users.roles import ROLES, Role
-from services.users.store import Invitation, Member
+from services.users.store import Member
 
 
 class NewRole(Body, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from core.database import Database, tenant
 from services.common.errors import Problem, not_found
 from services.common.paging import Page, listing
 from services.common.principal import Principal
-from services.users import account_store, member_schemas, store
+from services.users import account_store, invitation_store, member_schemas, store
 from services.users.organizations import acting_in, window
 from services.users.roles import Role, invitable
 from services.users.sessions import Sessions
@@ -110,7 +110,7 @@ async def _revoke_invitations(
     person_id: str,
     kept: list[Role],
 ) -> None:
-    for one in await store.revoke_invitations_of(connection, organisation_id, person_id, kept):
+    for one in await invitation_store.revoke_invitations_of(connection, organisation_id, person_id, kept):
         await _record(connection, principal, organisation_id, "invitation.revoke", one.id, one.role)
 
 

@@ -5,7 +5,6 @@ security decides what exists. Look-ups before a tenant is known run inside `with
 table shows a row and only the SECURITY DEFINER functions of the schema answer.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -82,37 +81,6 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Invitation:
-    """Without its token, which only the mail has."""
-
-    id: str
-    email: str
-    role: str
-    invited_by: str
-    created_at: datetime
-    expires_at: datetime
-    accepted_at: datetime | None
-    revoked_at: datetime | None
-
-    def state(self, now: datetime) -> Literal["open", "accepted", "revoked", "expired"]:
-        if self.accepted_at is not None:
-            return "accepted"
-        if self.revoked_at is not None:
-            return "revoked"
-        return "expired" if self.expires_at <= now else "open"
-
-
-@dataclass(frozen=True, slots=True)
-class OpenInvitation:
-    """What the token of a mail stands for."""
-
-    tenant_id: str
-    id: str
-    email: str
-    role: str
-
-
-@dataclass(frozen=True, slots=True)
 class ApiKey:
     """A key as it may be shown: the secret is not here."""
 
@@ -154,7 +122,6 @@ _ORGANISATION: Final = """
 _MEMBER: Final = """
     select m.person_id, p.email, p.name, m.role, m.created_at from membership m join person p on p.id = m.person_id
 """
-_INVITATION: Final = "id, email, role, invited_by, created_at, expires_at, accepted_at, revoked_at"
 _KEY: Final = "id, public_id, name, scopes, created_by, created_at, expires_at, revoked_at, rotated_to"
 
 
@@ -162,7 +129,7 @@ _KEY: Final = "id, public_id, name, scopes, created_by, created_at, expires_at, 
 
 
 async def find_login(connection: AsyncConnection, email: str) -> Login | None:
-    row = await _one(connection, "select * from login_lookup(:email)", email=email)
+    row = await one(connection, "select * from login_lookup(:email)", email=email)
     return None if row is None else Login(**row._mapping)
 
 
@@ -174,7 +141,7 @@ async def memberships(connection: AsyncConnection, person_id: str) -> list[Membe
 
 async def find_organisation(connection: AsyncConnection, slug_or_id: str, role: str) -> Membership | None:
     """Any organisation, as if with `role`: only for the owner of the platform."""
-    row = await _one(connection, "select * from organisation_lookup(:wanted)", wanted=slug_or_id)
+    row = await one(connection, "select * from organisation_lookup(:wanted)", wanted=slug_or_id)
     return None if row is None else Membership(role=role, **row._mapping)
 
 
@@ -192,14 +159,8 @@ async def page_of_organisations(
     return [Organisation(**row._mapping) for row in rows]
 
 
-async def find_invitation(connection: AsyncConnection, token_sha256: bytes) -> OpenInvitation | None:
-    """The open invitation behind a token."""
-    row = await _one(connection, "select * from invitation_lookup(:token)", token=token_sha256)
-    return None if row is None else OpenInvitation(**row._mapping)
-
-
 async def find_key(connection: AsyncConnection, public_id: str) -> KeyProof | None:
-    row = await _one(connection, "select * from api_key_lookup(:public_id)", public_id=public_id)
+    row = await one(connection, "select * from api_key_lookup(:public_id)", public_id=public_id)
     if row is None:
         return None
     return KeyProof(**{**row._mapping, "scopes": tuple(row.scopes)})
@@ -209,7 +170,7 @@ async def find_key(connection: AsyncConnection, public_id: str) -> KeyProof | No
 
 
 async def organisation(connection: AsyncConnection, organisation_id: str) -> Organisation | None:
-    row = await _one(connection, f"{_ORGANISATION} where o.id = :id", id=organisation_id)
+    row = await one(connection, f"{_ORGANISATION} where o.id = :id", id=organisation_id)
     return None if row is None else Organisation(**row._mapping)
 
 
@@ -240,7 +201,7 @@ async def create_organisation(
 
 async def email_of(connection: AsyncConnection, person_id: str) -> str | None:
     """E-mail of a person of the current organisation."""
-    row = await _one(connection, "select email from person where id = :id", id=person_id)
+    row = await one(connection, "select email from person where id = :id", id=person_id)
     return None if row is None else str(row.email)
 
 
@@ -266,7 +227,7 @@ async def lock_role(connection: AsyncConnection, organisation_id: str, person_id
 
 
 async def member(connection: AsyncConnection, organisation_id: str, person_id: str) -> Member | None:
-    row = await _one(
+    row = await one(
         connection,
         f"{_MEMBER} where m.tenant_id = :tenant and m.person_id = :person",
         tenant=organisation_id,
@@ -314,106 +275,6 @@ async def remove_member(connection: AsyncConnection, organisation_id: str, perso
     )
 
 
-async def add_invitation(
-    connection: AsyncConnection,
-    *,
-    tenant_id: str,
-    invitation_id: str,
-    email: str,
-    role: str,
-    token_sha256: bytes,
-    invited_by: str,
-    expires_at: datetime,
-) -> Invitation:
-    row = await _one(
-        connection,
-        f"""
-        insert into invitation (tenant_id, id, email, role, token_sha256, invited_by, expires_at)
-        values (:tenant_id, :invitation_id, :email, :role, :token_sha256, :invited_by, :expires_at)
-        returning {_INVITATION}
-        """,
-        tenant_id=tenant_id,
-        invitation_id=invitation_id,
-        email=email,
-        role=str(role),
-        token_sha256=token_sha256,
-        invited_by=invited_by,
-        expires_at=expires_at,
-    )
-    assert row is not None, "insert … returning gives its row"
-    return Invitation(**row._mapping)
-
-
-async def page_of_invitations(
-    connection: AsyncConnection, organisation_id: str, window: Window
-) -> list[Invitation]:
-    rows = await connection.execute(
-        text(
-            f"""
-            select {_INVITATION} from invitation
-            where tenant_id = :tenant and (cast(:above as text) is null or id > :above)
-              and (cast(:below as text) is null or id < :below)
-            order by case when :newest_first then id end desc, id limit :limit
-            """
-        ),
-        {"tenant": organisation_id, **window.parameters()},
-    )
-    return [Invitation(**row._mapping) for row in rows]
-
-
-async def lock_invitation(
-    connection: AsyncConnection, organisation_id: str, invitation_id: str
-) -> Invitation | None:
-    row = await _one(
-        connection,
-        f"select {_INVITATION} from invitation where tenant_id = :tenant and id = :id for update",
-        tenant=organisation_id,
-        id=invitation_id,
-    )
-    return None if row is None else Invitation(**row._mapping)
-
-
-async def revoke_invitation(connection: AsyncConnection, organisation_id: str, invitation_id: str) -> None:
-    await connection.execute(
-        text(
-            "update invitation set revoked_at = coalesce(revoked_at, now()) where tenant_id = :tenant and id = :id"
-        ),
-        {"tenant": organisation_id, "id": invitation_id},
-    )
-
-
-async def revoke_invitations_of(
-    connection: AsyncConnection, organisation_id: str, person_id: str, kept: Sequence[str]
-) -> list[Invitation]:
-    """End the open invitations that a person made, but for those to the roles in `kept`; returns them."""
-    rows = await connection.execute(
-        text(
-            f"""
-            update invitation set revoked_at = now()
-            where tenant_id = :tenant and invited_by = :person and not role = any(:kept)
-              and accepted_at is null and revoked_at is null and expires_at > now()
-            returning {_INVITATION}
-            """
-        ),
-        {"tenant": organisation_id, "person": person_id, "kept": [str(role) for role in kept]},
-    )
-    return [Invitation(**row._mapping) for row in rows]
-
-
-async def accept_invitation(
-    connection: AsyncConnection, organisation_id: str, invitation_id: str, person_id: str
-) -> bool:
-    """Use the invitation up; False where it was, or ended meanwhile."""
-    done = await connection.execute(
-        text(
-            "update invitation set accepted_at = now(), accepted_by = :person where tenant_id = :tenant and id = :id"
-            " and accepted_at is null and revoked_at is null and expires_at > now()"
-        ),
-        {"person": person_id, "tenant": organisation_id, "id": invitation_id},
-    )
-    return done.rowcount == 1
-
-
 async def insert_key(
     connection: AsyncConnection,
     *,
@@ -426,7 +287,7 @@ async def insert_key(
     created_by: str,
     expires_at: datetime | None,
 ) -> ApiKey:
-    row = await _one(
+    row = await one(
         connection,
         f"""
         insert into api_key (tenant_id, id, public_id, name, key_sha256, scopes, created_by, expires_at)
@@ -464,7 +325,7 @@ async def page_of_keys(connection: AsyncConnection, organisation_id: str, window
 
 async def lock_key(connection: AsyncConnection, organisation_id: str, key_id: str) -> ApiKey | None:
     """The key, locked until the end of the transaction: of two rotations one waits and sees the other's."""
-    row = await _one(
+    row = await one(
         connection,
         f"select {_KEY} from api_key where tenant_id = :tenant and id = :id for update",
         tenant=organisation_id,
@@ -508,5 +369,6 @@ def _key(row: Row[Any]) -> ApiKey:
     return ApiKey(**{**row._mapping, "scopes": tuple(row.scopes)})
 
 
-async def _one(connection: AsyncConnection, sql: str, **parameters: object) -> Row[Any] | None:
+async def one(connection: AsyncConnection, sql: str, **parameters: object) -> Row[Any] | None:
+    """The row of a statement that gives at most one."""
     return (await connection.execute(text(sql), parameters)).one_or_none()
