@@ -16,7 +16,7 @@ from core.prices.book import EVERYBODY, Price, in_force
 from core.prices.lists import PriceList
 from core.prices.lists.entries import Names
 from core.prices.lists.plan import FACTOR, Plan, plan
-from core.prices.table import lock, read_prices, record
+from core.prices.table import append, lock, read_prices, record
 
 SYSTEM: Final = "system"
 
@@ -58,7 +58,7 @@ async def publish(
             action="declare what the table says, or a price with a later valid_from; if the declared one is to stand "
             "again, run `headrace prices record`",
         )
-    fresh = await record(connection, [price for price in wanted if price not in corrected])
+    fresh = await append(connection, [price for price in wanted if price not in corrected], known)
     for price in fresh:
         await audit.record(
             connection,

@@ -127,7 +127,14 @@ async def record(connection: AsyncConnection, declared: Iterable[Price]) -> list
         PriceError: the file changed its currency; amounts already printed would be compared with others.
     """
     await lock(connection)
-    known = in_force(await read_prices(connection))
+    return await append(connection, declared, await read_prices(connection))
+
+
+async def append(
+    connection: AsyncConnection, declared: Iterable[Price], recorded: Iterable[Price]
+) -> list[Price]:
+    """As `record`, by whoever holds the lock and has read the table."""
+    known = in_force(recorded)
     terms = {price.key: price.terms for price in known}
     fresh = [replace(price, id=new_id("price")) for price in declared if terms.get(price.key) != price.terms]
     currencies = {price.currency for price in known} | {price.currency for price in fresh}

@@ -2,9 +2,10 @@
 
 import argparse
 import asyncio
+from collections.abc import Awaitable, Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploy.cli.frame import (
     CommandError,
@@ -17,11 +18,13 @@ from deploy.cli.frame import (
 )
 
 if TYPE_CHECKING:
-    from core.prices import Price
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from core.prices.lists import PriceList
     from core.prices.lists.plan import Plan
-    from core.prices.publish import Choice
     from core.settings import DatabaseSettings
+
+T = TypeVar("T")
 
 SHOWN = 20
 EXAMPLES = (
@@ -90,7 +93,7 @@ def factor(text: str) -> Decimal:
 def run(arguments: argparse.Namespace) -> int:
     from core.prices import PriceError
     from core.prices.lists import read_list
-    from core.prices.publish import Choice
+    from core.prices.publish import Choice, import_list
     from core.settings import DatabaseSettings
     from deploy.session import settings_of
 
@@ -98,7 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         found = read_list(arguments.file, arguments.format)
         database = settings_of(installation_of(arguments), DatabaseSettings)
-        made = asyncio.run(take(database, found, choice, dry_run=arguments.dry_run))
+        made = asyncio.run(
+            _as_system(
+                database,
+                lambda connection: import_list(connection, found, choice, dry_run=arguments.dry_run),
+            )
+        )
     except PriceError as error:
         raise CommandError(str(error)) from error
     if arguments.json:
@@ -110,13 +118,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_record(arguments: argparse.Namespace) -> int:
     from core.prices import PriceError, read_file
+    from core.prices.publish import publish
     from core.settings import BillingSettings, DatabaseSettings
     from deploy.session import settings_of
 
     installation = installation_of(arguments)
     try:
         declared = read_file(settings_of(installation, BillingSettings).prices_file)
-        fresh = asyncio.run(declare(settings_of(installation, DatabaseSettings), declared))
+        fresh = asyncio.run(
+            _as_system(
+                settings_of(installation, DatabaseSettings),
+                lambda connection: publish(connection, declared, back=True),
+            )
+        )
     except PriceError as error:
         raise CommandError(str(error)) from error
     if arguments.json:
@@ -126,28 +140,13 @@ def run_record(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def declare(settings: "DatabaseSettings", declared: "list[Price]") -> "list[Price]":
+async def _as_system(settings: "DatabaseSettings", work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     from core.database import Database
-    from core.prices.publish import publish
 
     database = Database(settings, role="system")
     try:
         async with database.writer() as connection:
-            return await publish(connection, declared, back=True)
-    finally:
-        await database.close()
-
-
-async def take(
-    settings: "DatabaseSettings", found: "PriceList", choice: "Choice", *, dry_run: bool
-) -> "Plan":
-    from core.database import Database
-    from core.prices.publish import import_list
-
-    database = Database(settings, role="system")
-    try:
-        async with database.writer() as connection:
-            return await import_list(connection, found, choice, dry_run=dry_run)
+            return await work(connection)
     finally:
         await database.close()
 

@@ -152,7 +152,7 @@ class Storm(threading.Thread):
                     {"target": blow.target, "signal": blow.how.name, "pid": pid, "after_runs": ended}
                 )
                 self._say(f"{blow.how.name} to {blow.target} after {ended} of {self._runs} runs")
-        except BaseException as error:
+        except BaseException as error:  # raised again by whoever joins this thread
             self.error = error
 
 

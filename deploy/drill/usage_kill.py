@@ -65,7 +65,7 @@ class Storm(threading.Thread):
                 self._say(
                     f"kill {number:2} of {len(self._kills)} at {time.monotonic() - began:5.1f} s: {kill.target}"
                 )
-        except BaseException as error:
+        except BaseException as error:  # raised again by whoever joins this thread
             self.error = error
         self.finished.set()
 

@@ -13,6 +13,7 @@ long as one token is left. What a gateway leased and did not use is lost to the 
 import asyncio
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from core.log import Logger
+from services.common.errors import Problem
 
 WINDOW: Final = 60
 MAX_BLOCK: Final = 500
@@ -118,6 +120,17 @@ class _Key:
     leasing: "asyncio.Task[None] | None" = None
     used: deque[tuple[int, int]] = field(default_factory=deque)
     """Buckets (second, count) of the local window."""
+
+
+def rate_limited(decision: Decision, headers: Mapping[str, str] | None = None) -> Problem:
+    """Of a request that the limiter did not allow."""
+    return Problem(
+        429,
+        "rate_limited",
+        "Too many requests",
+        f"More than {decision.limit} requests in a minute; go on in {decision.retry_after} s.",
+        headers=headers,
+    )
 
 
 class Limiter:

@@ -11,7 +11,7 @@ from services.common import browser_address
 from services.common.auth import bearer
 from services.common.body import too_large
 from services.common.errors import Problem, document, from_exception, from_status
-from services.common.limits import LIMIT_WITHOUT_PLAN, Decision
+from services.common.limits import LIMIT_WITHOUT_PLAN, Decision, rate_limited
 from services.common.observe import UNMATCHED, request_id
 from services.common.principal import HEADER, Principal
 from services.common.token_window import RESERVED, window_name
@@ -146,12 +146,7 @@ class Call:
     async def _admit(self, name: str, limit: int) -> None:
         self._limit = decision = await self._gateway.limiter.take(name, limit)
         if not decision.allowed:
-            raise Problem(
-                429,
-                "rate_limited",
-                "Too many requests",
-                f"More than {decision.limit} requests in a minute; go on in {decision.retry_after} s.",
-            )
+            raise rate_limited(decision)  # with headers of the limit, which stand on every answer
 
     async def _admit_tokens(self, principal: Principal, length: bytes, added: Headers) -> None:
         """Count what the call will use at least; agents puts it right when it knows."""

@@ -7,7 +7,7 @@ from services.common.body import decode, parse
 from services.common.errors import Problem, invalid, unavailable
 from services.common.events import Span, Vector
 from services.common.events.positions import After
-from services.common.limits import LIMIT_WITHOUT_PLAN, Limiter
+from services.common.limits import LIMIT_WITHOUT_PLAN, Limiter, rate_limited
 from services.common.principal import Principal
 from services.common.token_window import window_name
 from services.ws import frames, schemas
@@ -158,13 +158,7 @@ class Handlers:
         limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
         decision = await self._limiter.take(name, limit)
         if not decision.allowed:
-            raise Problem(
-                429,
-                "rate_limited",
-                "Too many requests",
-                f"More than {decision.limit} requests in a minute; go on in {decision.retry_after} s.",
-                headers={"retry-after": str(decision.retry_after)},
-            )
+            raise rate_limited(decision, {"retry-after": str(decision.retry_after)})
 
     def _known(self, socket: Socket) -> Any:
         assert socket.principal is not None, "requests are taken after hello"

@@ -136,6 +136,7 @@ async def test_a_replica_that_dies_is_replaced_within_the_read(
                 async with asyncio.timeout(30):
                     while await on_replica(app):  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
+                assert not await on_replica(app)
         finally:
             await app.close()
             kill(process)
