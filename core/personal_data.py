@@ -207,6 +207,10 @@ def _usage() -> Iterable[Holding]:
     yield t("public.usage_quarantine",
             "tenant_id id fate code kind received slice topic_id partition log_offset bytes lake_version state decided_at sent",
             "records that were not counted, and why")  # fmt: skip
+    yield t("public.usage_replacement", "tenant_id created_at", "which event takes the place of which")
+    yield t("public.usage_replacement", "source event_id by_source by_id by_subject",
+            "pseudonymous ids of the tenant's own customers and systems", "by_subject", _ROWS, "usage",
+            erasure=unlink)  # fmt: skip
     yield t("public.usage_producer", "tenant_id id last_sequence first_received last_received last_slice",
             "what producers sent last")  # fmt: skip
     yield t("public.usage_producer_slice", "tenant_id slice first_sequence last_sequence received",

@@ -13,13 +13,14 @@ from starlette.responses import Response
 
 from core import audit
 from core.clock import now
-from core.contracts.usage import UsageEvent, UsageRecord
+from core.contracts.usage import Reference, UsageEvent, UsageRecord
 from core.database import Database, tenant
 from core.eventlog.api import NewRecord
 from core.log import Logger
 from core.messaging.outbox import enqueue
-from services.billing import schemas, store
+from services.billing import replacement_store, schemas, store
 from services.billing.live import TOPIC
+from services.billing.replacement_store import Successor
 from services.billing.store import Import
 from services.billing.tenants import own_tenant
 from services.billing.verdicts import Batch, check_times, read_batch, void_of
@@ -136,7 +137,7 @@ class Ingest:
             value: the new event, as it came.
 
         Raises:
-            Problem: 422 with the code of the contract, or `same_event`.
+            Problem: 422 with the code of the contract, `same_event` or `replaced_event`; 409 `already_replaced`.
         """
         tenant_id = own_tenant(principal)
         # What a tenant may not send it may not void either.
@@ -153,6 +154,7 @@ class Ingest:
                 raise invalid("/event/id", "the new event needs an id of its own", code="same_event")
             if not isinstance(event, UsageEvent):
                 raise invalid("/event/type", "only usage takes the place of usage", code="schema")
+            await _claim(connection, body.replaces, event)
             await enqueue(
                 connection, [NewRecord(TOPIC, one.key, one.encode()) for one in (void, event)], tenant_id
             )
@@ -231,6 +233,26 @@ class Ingest:
 def _count(batch: Batch) -> None:
     EVENTS.labels("accepted").inc(len(batch.events) - len(batch.refused))
     EVENTS.labels("refused").inc(len(batch.refused))
+
+
+async def _claim(connection: AsyncConnection, replaced: Reference, event: UsageEvent) -> None:
+    """Raises: Problem 409 where another event took the place, 422 where another took that of the new one."""
+    mine = Successor(event.source, event.id, event.subject)
+    found = await replacement_store.claim(connection, event.tenant, replaced, mine)
+    if (found.source, found.id) != (mine.source, mine.id):
+        raise Problem(
+            409,
+            "already_replaced",
+            "Already replaced",
+            f"Event {replaced.id!r} of {replaced.source!r} was replaced by {found.id!r} of {found.source!r}, which "
+            "counts in its place; replace that one. Nothing was taken in.",
+        )
+    if await replacement_store.successor(connection, event.tenant, Reference(mine.source, mine.id)):
+        raise invalid(
+            "/event/id",
+            "this event was replaced itself; send the new one under another id",
+            code="replaced_event",
+        )
 
 
 def _too_much(detail: str, seconds: int) -> Problem:

@@ -4,7 +4,7 @@ Accepting never changes what has landed. It sends records through the outbox and
 other, so what they become is decided where all fates are, and every cell keeps its lineage.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, cast
@@ -27,9 +27,10 @@ from core.eventlog.api import NewRecord
 from core.ids import derived_id
 from core.messaging.outbox import enqueue
 from core.meters import PLATFORM_SOURCES
-from services.billing import documents, quarantine_store, store
+from services.billing import documents, quarantine_store, replacement_store, store
 from services.billing.live import TOPIC
 from services.billing.quarantine_store import Filter, Quarantined, State
+from services.billing.replacement_store import Successor
 from services.billing.store import Import
 from services.billing.tenants import own_tenant
 from services.billing.verdicts import LANDING_MARGIN, void_of
@@ -92,8 +93,7 @@ class Quarantine:
             if found is None:
                 raise _unknown()
             _may_decide(principal, found)
-            siblings = await quarantine_store.lock(connection, found)
-            found = next(one for one in siblings if one.id == found.id)
+            found = await quarantine_store.lock(connection, found)
             if found.state == state:
                 return document(found)
             if found.state != "open":
@@ -105,7 +105,7 @@ class Quarantine:
                 )
             sent: dict[str, str] = {}
             if state == "accepted":
-                sent = await self._send(connection, found, siblings, principal.subject)
+                sent = await self._send(connection, found, principal.subject)
             decided = await quarantine_store.decide(connection, found, state, principal.subject, sent)
             await audit.record(
                 connection,
@@ -132,9 +132,7 @@ class Quarantine:
             async with self._app.writer() if write else self._app.reader() as connection:
                 yield connection
 
-    async def _send(
-        self, connection: AsyncConnection, found: Quarantined, siblings: Sequence[Quarantined], person: str
-    ) -> dict[str, str]:
+    async def _send(self, connection: AsyncConnection, found: Quarantined, person: str) -> dict[str, str]:
         """Send what accepting means; ids of what was sent."""
         if not acceptable(found):
             raise Problem(
@@ -143,7 +141,7 @@ class Quarantine:
                 "Cannot be accepted",
                 f"{REASONS.get(found.code, found.code)} It can only be rejected, which acknowledges it.",
             )
-        records, sent = _replacing(found, siblings) if found.code == "conflict" else ([], {})
+        records, sent = await _replacing(connection, found) if found.code == "conflict" else ([], {})
         event = {"id": sent.get("event", found.event_id), **(found.version or {})}
         if found.kind == "void":
             event["time"] = rfc3339(now())  # decides nothing: a void lies where its event lies
@@ -181,21 +179,25 @@ def acceptable(found: Quarantined) -> bool:
     return found.code in _ACCEPTABLE and found.kind in TYPES and found.version is not None
 
 
-def _replacing(
-    found: Quarantined, siblings: Sequence[Quarantined]
+async def _replacing(
+    connection: AsyncConnection, found: Quarantined
 ) -> tuple[list[UsageRecord], dict[str, str]]:
-    """The void of what counts for this identity now (the first event, or the version accepted last), and
-    the id under which this version takes its place."""
-    accepted = [one for one in siblings if one.code == "conflict" and one.sent]
-    voided = {one.sent["voids"] for one in accepted if one.sent}
-    current, said = str(found.event_id), found.counted
-    for one in accepted:
-        if one.sent and one.sent["event"] not in voided:
-            current, said = one.sent["event"], one.version
-    # Under the key of what it voids, so that it lands behind it.
-    void = void_of(found.tenant, Reference(str(found.source), current), (said or {}).get("subject", ""))
+    """The void of what counts for this identity now (the first event, or what took its place last), and the id
+    under which this version takes its place."""
     event_id = derived_id("quarantine", found.topic_id, str(found.partition), str(found.offset))
-    return [void], {"voids": current, "void": void.id, "event": event_id}
+    standing = await replacement_store.take_over(
+        connection,
+        found.tenant,
+        Successor(str(found.source), str(found.event_id), _subject(found.counted)),
+        Successor(str(found.source), event_id, _subject(found.version)),
+    )
+    # Under the key of what it voids, so that it lands behind it.
+    void = void_of(found.tenant, Reference(standing.source, standing.id), standing.subject)
+    return [void], {"voids": standing.id, "void": void.id, "event": event_id}
+
+
+def _subject(said: Mapping[str, Any] | None) -> str:
+    return str((said or {}).get("subject", ""))
 
 
 def _record(found: Quarantined, kind: str, fields: Mapping[str, Any]) -> UsageRecord:

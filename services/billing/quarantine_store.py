@@ -105,17 +105,13 @@ async def find(connection: AsyncConnection, tenant_id: str | None, record_id: st
     return None if row is None else Quarantined(*row)
 
 
-async def lock(connection: AsyncConnection, found: Quarantined) -> list[Quarantined]:
-    """The record and all others of its identity, as they are now; nobody decides about one meanwhile."""
+async def lock(connection: AsyncConnection, found: Quarantined) -> Quarantined:
+    """The record as it is now; nobody else decides about it meanwhile."""
     rows = await connection.execute(
-        text(
-            f"select {_COLUMNS} from usage_quarantine "
-            "where tenant_id = :tenant and (id = :id or (source = :source and event_id = :event)) "
-            "order by id for update"
-        ),
-        {"tenant": found.tenant, "id": found.id, "source": found.source, "event": found.event_id},
+        text(f"select {_COLUMNS} from usage_quarantine where tenant_id = :tenant and id = :id for update"),
+        {"tenant": found.tenant, "id": found.id},
     )
-    return [Quarantined(*row) for row in rows]
+    return Quarantined(*rows.one())
 
 
 async def decide(

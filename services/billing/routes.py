@@ -90,8 +90,9 @@ async def send_events(
 async def replace_event(
     request: Request, billing: BillingOf, principal: Annotated[Principal, Depends(require("usage:write"))]
 ) -> Response:
-    """Void one event and send another in its place, under an id of its own: both or neither. A void of
-    an event that never landed lands as quarantined. Honours `Idempotency-Key`."""
+    """Void one event and send another in its place, under an id of its own: both or neither. An event has one
+    successor: to correct again, replace that one. A void of an event that never landed lands as quarantined.
+    Honours `Idempotency-Key`."""
     async with billing.ingest.slot(principal):
         body = await billing.ingest.body(read(request, max_bytes=65_536))
         wanted = decode(parse(body), schemas.Replacement)

@@ -1,20 +1,24 @@
 """Voids and replacements over the API, and what a person's decision becomes in the cells."""
 
+import asyncio
 import json
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import text
 
+import deploy
 from assets.usage.evidence import evidence
 from assets.usage.landing import land
 from assets.usage.publish import publish
 from assets.usage.rollup import daily, roll_up
 from core.clock import now
 from core.contracts.usage import UsageEvent, VoidEvent, parse_record
-from core.database import Database
+from core.database import Database, dsn
 from core.eventlog.api import Record, Slice
 from core.ids import new_id
 from core.lake import Lake
@@ -26,6 +30,7 @@ from tests.assets.usage.test_publish import query
 from tests.services.billing.conftest import SCOPES, Caller
 from tests.services.billing.test_events import event
 
+MIGRATION = Path(deploy.__file__).parent / "migrations/sql/0007/61_usage_replacement.sql"
 REPLACEMENTS = "/api/v1/usage/replacements"
 VOID, CHECKPOINT = "headrace.usage.void.v1", "headrace.usage.checkpoint.v1"
 
@@ -184,7 +189,9 @@ async def test_corrections_reach_the_cells_of_their_own_hour(acme: Caller, flow:
     assert (proof["totals"]["voids"], proof["totals"]["duplicates"]) == (2, 1)
 
 
-async def test_an_accepted_version_takes_the_place_of_the_counted_one(acme: Caller, flow: Flow) -> None:
+async def test_an_accepted_version_takes_the_place_of_the_counted_one(
+    acme: Caller, flow: Flow, postgres: DatabaseSettings
+) -> None:
     """And a second accepted one the place of the first: one event counts, whatever was decided before."""
     known = event(quantity="5", subject="cus_1")
     said = known["data"]
@@ -212,6 +219,88 @@ async def test_an_accepted_version_takes_the_place_of_the_counted_one(acme: Call
     shown = await acme.ask(f"/api/v1/usage/quarantine/{found[1]['id']}")
     first = await acme.ask(f"/api/v1/usage/quarantine/{found[0]['id']}")
     assert (first["sent"]["voids"], shown["sent"]["voids"]) == (known["id"], first["sent"]["event"])
+    assert (await acme.ask("/api/v1/billing/invariants"))["holds"]
+    rows = (
+        "select event_id, by_source, by_id, by_subject, created_at from usage_replacement "
+        f"where tenant_id = '{acme.tenant}' order by created_at"
+    )
+    written = query(postgres, rows)
+    assert [row[:4] for row in written] == [
+        (known["id"], "test", first["sent"]["event"], "cus_1"),
+        (first["sent"]["event"], "test", shown["sent"]["event"], "cus_1"),
+    ]
+    # An installation from before that table has the accepted versions only.
+    connection = psycopg2.connect(dsn(postgres, "owner"))
+    with closing(connection), connection, connection.cursor() as cursor:
+        cursor.execute("drop table usage_replacement")
+        cursor.execute(MIGRATION.read_text())
+    assert [row[:4] for row in query(postgres, rows)] == [row[:4] for row in written]
+
+
+async def test_an_event_has_one_successor(acme: Caller, flow: Flow) -> None:
+    old, first, second = (event(quantity=q, subject="cus_1") for q in ("5", "6", "7"))
+    await acme.send([old])
+    await flow.carry()
+
+    def body(replaced: Any, by: Any) -> dict[str, Any]:
+        return {"replaces": {"source": "test", "id": replaced["id"]}, "subject": "cus_1", "event": by}
+
+    async def replace(replaced: Any, by: Any) -> tuple[int, str | None]:
+        answer = await acme.call("POST", REPLACEMENTS, json=body(replaced, by))
+        return answer.status, answer.json.get("code")
+
+    assert [await replace(old, first) for _ in range(2)] == [(201, None)] * 2
+    refused = await acme.call("POST", REPLACEMENTS, json=body(old, second))
+    assert (refused.status, refused.json["code"]) == (409, "already_replaced")
+    assert first["id"] in refused.json["detail"]
+    await flow.carry()
+    assert await flow.cells() == {"llm.tokens.input": (Decimal(6), 1)}
+    assert await replace(first, second) == (201, None)
+    assert await replace(second, first) == (422, "replaced_event")
+    await flow.carry()
+    assert await flow.cells() == {"llm.tokens.input": (Decimal(7), 1)}
+    assert (await acme.ask("/api/v1/billing/invariants"))["holds"]
+
+
+async def test_of_successors_at_once_one_wins(acme: Caller, flow: Flow) -> None:
+    old = event(quantity="5", subject="cus_1")
+    await acme.send([old])
+    bodies = [
+        {"replaces": {"source": "test", "id": old["id"]}, "subject": "cus_1", "event": event(quantity=str(n))}
+        for n in range(10, 18)
+    ]
+    answers = await asyncio.gather(*(acme.call("POST", REPLACEMENTS, json=body) for body in bodies))
+    assert sorted(answer.status for answer in answers) == [201] + [409] * 7
+    [won] = [n for n, answer in enumerate(answers, 10) if answer.status == 201]
+    await flow.carry()
+    assert await flow.cells() == {"llm.tokens.input": (Decimal(won), 1)}
+
+
+async def test_an_accepted_version_takes_the_place_of_what_replaced_the_counted_one(
+    acme: Caller, flow: Flow
+) -> None:
+    """Replaced over the API and its other version accepted as well: one of them counts, the later one."""
+    known = event(quantity="5", subject="cus_1")
+    await acme.send([known])
+    await flow.carry()
+    await acme.send([known | {"data": known["data"] | {"quantity": "7"}}])
+    other = event(quantity="6", subject="cus_2")  # of somebody else, so it lies in another partition
+    body = {"replaces": {"source": "test", "id": known["id"]}, "subject": "cus_1", "event": other}
+    assert (await acme.call("POST", REPLACEMENTS, json=body)).status == 201
+    await flow.carry()
+    [found] = (await acme.ask("/api/v1/usage/quarantine"))["data"]
+    accepted = await person(acme).call("POST", f"/api/v1/usage/quarantine/{found['id']}/accept")
+    assert accepted.json["sent"]["voids"] == other["id"]
+    await flow.carry()
+    assert await flow.cells() == {"llm.tokens.input": (Decimal(7), 1)}
+    again = {"replaces": {"source": "test", "id": known["id"]}, "event": event(quantity="8")}
+    assert (await acme.call("POST", REPLACEMENTS, json=again)).json["code"] == "already_replaced"
+    again["replaces"]["id"] = accepted.json["sent"]["event"]
+    again["subject"] = "cus_1"
+    assert (await acme.call("POST", REPLACEMENTS, json=again)).status == 201
+    await flow.carry()
+    assert await flow.cells() == {"llm.tokens.input": (Decimal(8), 1)}
+    assert [one["code"] for one in (await acme.ask("/api/v1/usage/quarantine"))["data"]] == ["conflict"]
     assert (await acme.ask("/api/v1/billing/invariants"))["holds"]
 
 
