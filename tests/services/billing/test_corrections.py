@@ -293,10 +293,10 @@ async def test_an_accepted_version_takes_the_place_of_what_replaced_the_counted_
     assert accepted.json["sent"]["voids"] == other["id"]
     await flow.carry()
     assert await flow.cells() == {"llm.tokens.input": (Decimal(7), 1)}
-    again = {"replaces": {"source": "test", "id": known["id"]}, "event": event(quantity="8")}
+    named = {"source": "test", "id": known["id"]}
+    again = {"replaces": named, "subject": "cus_1", "event": event(quantity="8")}
     assert (await acme.call("POST", REPLACEMENTS, json=again)).json["code"] == "already_replaced"
-    again["replaces"]["id"] = accepted.json["sent"]["event"]
-    again["subject"] = "cus_1"
+    named["id"] = accepted.json["sent"]["event"]
     assert (await acme.call("POST", REPLACEMENTS, json=again)).status == 201
     await flow.carry()
     assert await flow.cells() == {"llm.tokens.input": (Decimal(8), 1)}
