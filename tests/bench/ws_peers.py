@@ -6,6 +6,7 @@ python -m tests.bench.ws_peers clients PORT COUNT REQUEST_FILE FRAMES_EACH
 
 import asyncio
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -82,8 +83,14 @@ class Counter(asyncio.Protocol):
                 break
             if data[at] == 0x81:
                 self._frame(data, at + head, at + head + length)
+            elif data[at] == 0x89:
+                # uvicorn closes a socket whose ping has no answer for 20 s.
+                self._transport.write(_masked(data[at + head : at + head + length], opcode=0x8A))
             at += head + length
         self._rest = data[at:]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._bench.lose(self._rest)
 
     def _frame(self, data: bytes, start: int, end: int) -> None:
         kind = data[start + 6 : start + 9]
@@ -121,6 +128,12 @@ class Clients:
         self._wanted, self._done = self._wanted + frames, 0
         self.finished.clear()
 
+    def lose(self, last: bytes) -> None:
+        """A client that lost its connection never counts to the end: that ends the bench. `sys.exit` in a
+        callback would end nothing."""
+        print(f"a server closed a connection; the last it sent: {last!r}", file=sys.stderr, flush=True)
+        os._exit(1)
+
     def counted(self, client: Counter) -> None:
         if client.frames == self._wanted:
             self._done += 1
@@ -128,10 +141,10 @@ class Clients:
                 self.finished.set()
 
 
-def _masked(payload: bytes) -> bytes:
+def _masked(payload: bytes, *, opcode: int = 0x81) -> bytes:
     """A client's frame; the mask of zeros leaves the payload as it is."""
     size = len(payload)
-    head = bytes((0x81, 0x80 | size)) if size < 126 else bytes((0x81, 0xFE)) + size.to_bytes(2)
+    head = bytes((opcode, 0x80 | size)) if size < 126 else bytes((opcode, 0xFE)) + size.to_bytes(2)
     return head + bytes(4) + payload
 
 
