@@ -28,23 +28,23 @@ def rows_at(
     if places.is_empty():
         return pl.DataFrame(schema=wanted)
     slices, offsets = places["slice"].unique().sort(), places["offset"].unique()
-    possible = [
-        file
-        for file, low, high in _files(handle)
-        if slices.search_sorted(low, "left") < slices.search_sorted(high, "right")
-    ]
-    if not possible:
+    files = _files(handle)
+    possible = files["path"].filter(
+        slices.search_sorted(files["low"], "left") < slices.search_sorted(files["high"], "right")
+    )
+    if possible.is_empty():
         return pl.DataFrame(schema=wanted)
-    files = scan_files(lake, schema.EVENTS, possible, path=path)
+    held = scan_files(lake, schema.EVENTS, possible, path=path)
     # By the statistics of offsets the reader leaves out most of each file, and reads the others' columns only
     # of the rows that are left.
-    near = files.filter(pl.col("offset").is_in(offsets.implode()))
+    near = held.filter(pl.col("offset").is_in(offsets.implode()))
     rows = near.select(pl.col(name).cast(kind) for name, kind in wanted.items())
     return rows.join(places.lazy(), on=PLACE, how="semi").collect()
 
 
-def _files(handle: DeltaTable) -> list[tuple[str, int, int]]:
-    """Path, first and last slice of each file, by the statistics in the log."""
+def _files(handle: DeltaTable) -> pl.DataFrame:
+    """Path, first (`low`) and last slice (`high`) of each file, by the statistics in the log."""
     actions = pl.DataFrame(handle.get_add_actions(flatten=True)).sort("path")
-    span = (pl.col("min.slice").fill_null(0), pl.col("max.slice").fill_null(2**62))
-    return list(actions.select("path", *span).iter_rows())
+    return actions.select(
+        "path", low=pl.col("min.slice").fill_null(0), high=pl.col("max.slice").fill_null(2**62)
+    )
