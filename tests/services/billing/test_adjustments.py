@@ -42,7 +42,7 @@ async def volume(system: Database, tenant: str, meter: str = INPUT) -> Price:
     return price
 
 
-async def test_check_8_the_sixteenth_unit_of_a_volume_price_comes_late(
+async def test_8_the_sixteenth_unit_of_a_volume_price_comes_late(
     book: Book, acme: Caller, system_database: Database
 ) -> None:
     await volume(system_database, acme.tenant)

@@ -92,7 +92,7 @@ async def items(owner: Caller, fix: dict[str, Any]) -> list[Any]:
         after = page["last_id"]
 
 
-async def test_check_9_dry_run_approval_and_the_same_sum_once(
+async def test_9_dry_run_approval_and_the_same_sum_once(
     books: list[Book], system_database: Database
 ) -> None:
     owner, (first, second, third) = books[0].owner, books

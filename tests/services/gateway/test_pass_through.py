@@ -94,10 +94,10 @@ async def test_each_answer_names_request_and_trace(
         assert "0" * 32 not in answer.headers["traceparent"]
 
 
-async def test_a_stream_passes_piece_by_piece(
+async def test_3_a_stream_passes_piece_by_piece(
     gateway: Running, upstream: Upstream, http: aiohttp.ClientSession, caller: dict[str, str]
 ) -> None:
-    """The service holds the second event back until the first has reached the caller."""
+    """Check 3 without its clock: the service holds the second event back until the first has reached the caller."""
     seen = asyncio.Event()
 
     async def handler(request: Request) -> None:
