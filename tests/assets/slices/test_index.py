@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.slices.index import IdentityIndex, Winners
+from assets.slices.index import Array, IdentityIndex, Winners
 
 PAIRS = st.tuples(st.integers(0, 3), st.integers(0, 5))
 """(high, low): few values, so that most highs are shared."""
@@ -72,24 +72,47 @@ def test_what_a_killed_predecessor_left_is_no_entry(tmp_path: Path) -> None:
         check(index, {(1, 1): (1, 1), (2, 2): (1, 2), (1, 2): (2, 3)})
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 1_000_000])
+@pytest.mark.parametrize(
+    ("at_once", "marked_from"), [(1, 1), (7, 50), (1_000_000, 1), (1_000_000, 1_000_000)]
+)
 def test_runs_stay_few_and_lose_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, marked_from: int
 ) -> None:
-    """Merged piece by piece they are what they are merged at once; many keys are shared by several entries."""
+    """Merged piece by piece they are what they are merged at once, with marks and without; many keys are shared by
+    several entries."""
     monkeypatch.setattr("assets.slices.index.MERGED_AT_ONCE", at_once)
+    monkeypatch.setattr("assets.slices.index.MARKED_FROM", marked_from)
+
+    def pair(numbers: Array) -> tuple[Array, Array]:
+        # Over the whole width of a key, as hashes are.
+        return (numbers // 4).astype(np.uint64) << np.uint64(54), (numbers % 4).astype(np.uint64)
+
     random = np.random.default_rng(7)
     pairs = random.permutation(2_000)
     index = IdentityIndex(tmp_path, "one")
     with index.locked():
         for number in range(1, 101):
             some = np.sort(pairs[20 * (number - 1) : 20 * number])
-            high, low = (some // 4).astype(np.uint64), (some % 4).astype(np.uint64)
-            index.add(number, Winners(high, low, some, np.zeros(20, np.int32), np.arange(20)))
-    assert len(list(tmp_path.glob("run-*"))) <= 5
+            index.add(number, Winners(*pair(some), some, np.zeros(20, np.int32), np.arange(20)))
+    runs = {path.stem for path in tmp_path.glob("run-*.npy")}
+    marked = {path.stem for path in tmp_path.glob("run-*.marks")}
+    assert len(runs) <= 5
+    assert marked == {name for name in runs if int(name.rpartition("-")[2]) >= marked_from}
     again = IdentityIndex(tmp_path, "one")
     with again.locked():
         asked = np.arange(2_400)
-        found = again.probe((asked // 4).astype(np.uint64), (asked % 4).astype(np.uint64))
+        found = again.probe(*pair(asked))
         assert found.known.tolist() == [True] * 2_000 + [False] * 400
         assert found.content[:2_000].tolist() == asked[:2_000].tolist()
+
+
+def test_a_run_without_its_marks_is_searched_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("assets.slices.index.MARKED_FROM", 1)
+    index = IdentityIndex(tmp_path, "one")
+    with index.locked():
+        index.add(1, winners({(1, 1): 1, (2, 2): 2}))
+    [marks] = tmp_path.glob("run-*.marks")
+    marks.unlink()
+    again = IdentityIndex(tmp_path, "one")
+    with again.locked():
+        check(again, {(1, 1): (1, 1), (2, 2): (1, 2)})
