@@ -77,6 +77,26 @@ class Run:
         return found
 
 
+class Marker:
+    """Writes the marks of a run, whose keys come sorted, so that it holds only those of a piece."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._length = file, _marks_length(size)
+        self._last, self._held = -1, np.uint8(0)
+        file.truncate(self._length)
+
+    def add(self, keys: Array) -> None:
+        byte, bit = _places(keys, self._length)
+        first, last = int(byte[0]), int(byte[-1])
+        marks = np.zeros(last - first + 1, np.uint8)
+        np.bitwise_or.at(marks, byte - first, bit)
+        if first == self._last:
+            marks[0] |= self._held  # the piece before ended in the same byte
+        self._last, self._held = last, marks[-1]
+        self._file.seek(first)
+        self._file.write(marks.data)
+
+
 @dataclass(frozen=True, slots=True)
 class Winners:
     """Identities counted for the first time, as parallel arrays."""
@@ -214,15 +234,12 @@ class IdentityIndex:
             parts.insert(0, before.pairs)
             size += len(before)
         name = f"run-{self._slice:012d}-{size}.npy"
-        marks = _marks_file(self._folder / name)
         with _replaced(self._folder / name) as file:
             if size < MARKED_FROM:
                 _write_merged(file, parts, size)
             else:
-                with _replaced(marks) as marked:
-                    bits = 1 << (MARKS * size - 1).bit_length()
-                    marked.truncate(bits // 8)
-                    _write_merged(file, parts, size, np.memmap(marked, np.uint8, "r+"))
+                with _replaced(_marks_file(self._folder / name)) as marked:
+                    _write_merged(file, parts, size, Marker(marked, size))
         self._runs.append(_open_run(self._folder / name))
 
     def _save(self) -> None:
@@ -282,8 +299,8 @@ def _replaced(path: Path) -> Iterator[BinaryIO]:
 
 def _open_run(path: Path) -> Run:
     pairs, marks = np.load(path, mmap_mode="r"), None
-    # Without its marks a run is searched whole.
-    if (file := _marks_file(path)).exists() and file.stat().st_size:
+    # Without its marks a run is searched whole; with others it would lose entries.
+    if (file := _marks_file(path)).exists() and file.stat().st_size == _marks_length(pairs.shape[1]):
         marks = np.asarray(np.memmap(file, np.uint8, "r"))
     return Run(path.name, pairs, marks)
 
@@ -292,15 +309,20 @@ def _marks_file(path: Path) -> Path:
     return path.with_suffix(".marks")
 
 
+def _marks_length(size: int) -> int:
+    """Bytes: a power of two, at least two."""
+    return max(2, (1 << (MARKS * size - 1).bit_length()) // 8)
+
+
 def _places(keys: Array, length: int) -> tuple[Array, Array]:
     """Of each key the byte that its prefix is marked in, of `length` (a power of two), and its bit there."""
     prefix = keys >> np.uint64(64 - (8 * length - 1).bit_length())
     return (prefix >> np.uint64(3)).astype(np.int64), np.uint8(1) << (prefix & np.uint64(7)).astype(np.uint8)
 
 
-def _write_merged(file: BinaryIO, parts: Sequence[Array], size: int, marks: Array | None = None) -> None:
+def _write_merged(file: BinaryIO, parts: Sequence[Array], size: int, marker: Marker | None = None) -> None:
     """Sorted runs as one, in the format of `np.load`, piece by piece: a merge of a hundred million needs no
-    more memory than one of a few. What it has is marked in `marks` (`Run`), which is empty before."""
+    more memory than one of a few."""
     header = {"descr": "<u8", "fortran_order": False, "shape": (2, size)}
     np.lib.format.write_array_header_1_0(file, header)
     start = file.tell()
@@ -315,10 +337,11 @@ def _write_merged(file: BinaryIO, parts: Sequence[Array], size: int, marks: Arra
         order = np.argsort(keys, kind="stable")
         ordinals = np.concatenate([_piece(part, ORDINAL, *span) for part, *span in spans])
         for row, values in ((KEY, keys), (ORDINAL, ordinals)):
+            ordered = values.take(order)
             file.seek(start + 8 * (row * size + at))
-            file.write(values.take(order).data)
-        if marks is not None:
-            np.bitwise_or.at(marks, *_places(keys, len(marks)))
+            file.write(ordered.data)
+            if row == KEY and marker is not None and len(ordered):
+                marker.add(ordered)
         at += len(order)
 
 

@@ -35,7 +35,8 @@ class Handle(DeltaTable):
     """A table at a version. What an application id says there is asked once: delta-rs goes through the log each time
     (1.3 ms, measured, and a slice asks forty times)."""
 
-    _at, _said = -1, dict[str, int | None]()
+    _at = -1
+    _said: dict[str, int | None]
 
     def transaction_version(self, app_id: str) -> int | None:
         version = self.version()

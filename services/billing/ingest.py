@@ -20,7 +20,6 @@ from core.log import Logger
 from core.messaging.outbox import enqueue
 from services.billing import replacement_store, schemas, store
 from services.billing.live import TOPIC
-from services.billing.replacement_store import Successor
 from services.billing.store import Import
 from services.billing.tenants import own_tenant
 from services.billing.verdicts import Batch, check_times, read_batch, void_of
@@ -236,23 +235,25 @@ def _count(batch: Batch) -> None:
 
 
 async def _claim(connection: AsyncConnection, replaced: Reference, event: UsageEvent) -> None:
-    """Raises: Problem 409 where another event took the place, 422 where another took that of the new one."""
-    mine = Successor(event.source, event.id, event.subject)
-    found = await replacement_store.claim(connection, event.tenant, replaced, mine)
-    if (found.source, found.id) != (mine.source, mine.id):
+    """Raises: Problem 409 where another event took the place, 422 where the new one is part of another correction."""
+    mine = replacement_store.Event(event.source, event.id, event.subject)
+    try:
+        await replacement_store.replace(connection, event.tenant, replaced, mine)
+    except replacement_store.ReplacedError as error:
+        standing = error.standing
         raise Problem(
             409,
             "already_replaced",
             "Already replaced",
-            f"Event {replaced.id!r} of {replaced.source!r} was replaced by {found.id!r} of {found.source!r}, which "
-            "counts in its place; replace that one. Nothing was taken in.",
-        )
-    if await replacement_store.successor(connection, event.tenant, Reference(mine.source, mine.id)):
+            f"Event {replaced.id!r} of {replaced.source!r} was replaced before, and {standing.id!r} of "
+            f"{standing.source!r} stands in its place now; replace that one. Nothing was taken in.",
+        ) from None
+    except replacement_store.UsedError:
         raise invalid(
             "/event/id",
-            "this event was replaced itself; send the new one under another id",
+            "this event was replaced itself or takes the place of another; send the new one under another id",
             code="replaced_event",
-        )
+        ) from None
 
 
 def _too_much(detail: str, seconds: int) -> Problem:

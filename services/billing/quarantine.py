@@ -30,7 +30,7 @@ from core.meters import PLATFORM_SOURCES
 from services.billing import documents, quarantine_store, replacement_store, store
 from services.billing.live import TOPIC
 from services.billing.quarantine_store import Filter, Quarantined, State
-from services.billing.replacement_store import Successor
+from services.billing.replacement_store import Event, UsedError
 from services.billing.store import Import
 from services.billing.tenants import own_tenant
 from services.billing.verdicts import LANDING_MARGIN, void_of
@@ -183,17 +183,32 @@ async def _replacing(
     connection: AsyncConnection, found: Quarantined
 ) -> tuple[list[UsageRecord], dict[str, str]]:
     """The void of what counts for this identity now (the first event, or what took its place last), and the id
-    under which this version takes its place."""
+    under which this version takes its place.
+
+    Raises:
+        Problem: 422 where somebody used that id in a correction.
+    """
+    source = str(found.source)
     event_id = derived_id("quarantine", found.topic_id, str(found.partition), str(found.offset))
-    standing = await replacement_store.take_over(
-        connection,
-        found.tenant,
-        Successor(str(found.source), str(found.event_id), _subject(found.counted)),
-        Successor(str(found.source), event_id, _subject(found.version)),
-    )
+    try:
+        standing = await replacement_store.take_over(
+            connection,
+            found.tenant,
+            Event(source, str(found.event_id), _subject(found.counted)),
+            Event(source, event_id, _subject(found.version)),
+        )
+    except UsedError:
+        raise Problem(
+            422,
+            "not_acceptable",
+            "Cannot be accepted",
+            f"The id under which it would count, {event_id!r} of {source!r}, is part of another correction. Reject it, "
+            "and replace the event that counts with what it says (POST /api/v1/usage/replacements).",
+        ) from None
     # Under the key of what it voids, so that it lands behind it.
     void = void_of(found.tenant, Reference(standing.source, standing.id), standing.subject)
-    return [void], {"voids": standing.id, "void": void.id, "event": event_id}
+    sent = {"voids": standing.id, "voids_source": standing.source, "void": void.id, "event": event_id}
+    return [void], sent
 
 
 def _subject(said: Mapping[str, Any] | None) -> str:

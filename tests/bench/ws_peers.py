@@ -129,8 +129,8 @@ class Clients:
         self.finished.clear()
 
     def lose(self, last: bytes) -> None:
-        """A client that lost its connection never counts to the end: that ends the bench. `sys.exit` in a
-        callback would end nothing."""
+        """A client that lost its connection never counts to the end: that ends the bench, which ends its clients
+        before its servers. `sys.exit` in a callback would end nothing."""
         print(f"a server closed a connection; the last it sent: {last!r}", file=sys.stderr, flush=True)
         os._exit(1)
 

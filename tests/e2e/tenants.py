@@ -334,6 +334,8 @@ async def _insert(database: Database, organization: str, email: str, marker: str
             "insert into usage_cell (tenant_id, grain, meter, period_start, dimensions, dimensions_key, quantity,"
             " events, lake_version) values (:tenant, 'hour', 'llm.tokens.input', '2020-02-03T04:00:00Z',"
             " jsonb_build_object('model', cast(:marker as text)), :marker, 1, 1, 0)",
+            "insert into usage_replacement (tenant_id, source, event_id, by_source, by_id, by_subject)"
+            " values (:tenant, :marker, 'x', :marker, 'y', :marker)",
             "insert into usage_publication (lake_version, slice, code_version) values (0, 0, 'test')"
             " on conflict do nothing",
         ):

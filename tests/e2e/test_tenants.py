@@ -39,6 +39,7 @@ SHARED: Final = {"alembic_version", "plan", "usage_watermark", "usage_publicatio
 CREATED: Final = {
     "organisation", "membership", "person", "api_key", "usage_import", "usage_cell", "invoice", "agent",
     "conversation", "message", "run", "approval", "provider", "knowledge_base", "document", "document_version",
+    "usage_replacement",
 }  # fmt: skip
 """Tables in which each side certainly has rows here, so that an empty answer means something."""
 

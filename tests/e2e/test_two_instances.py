@@ -214,7 +214,7 @@ async def sent_three_times(caller: Caller, pairs: Pairs, conversation: str, text
     return str(run)
 
 
-async def test_5_and_6_texts_are_whole_and_messages_are_one_run(caller: Caller, pairs: Pairs) -> None:
+async def test_5_and_test_6_texts_are_whole_and_messages_are_one_run(caller: Caller, pairs: Pairs) -> None:
     talks: list[str] = []
     readers: list[Reader] = []
     following: list[asyncio.Task[None]] = []

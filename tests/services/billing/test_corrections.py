@@ -20,7 +20,7 @@ from core.clock import now
 from core.contracts.usage import UsageEvent, VoidEvent, parse_record
 from core.database import Database, dsn
 from core.eventlog.api import Record, Slice
-from core.ids import new_id
+from core.ids import derived_id, new_id
 from core.lake import Lake
 from core.settings import DatabaseSettings
 from quality import gates
@@ -256,7 +256,14 @@ async def test_an_event_has_one_successor(acme: Caller, flow: Flow) -> None:
     await flow.carry()
     assert await flow.cells() == {"llm.tokens.input": (Decimal(6), 1)}
     assert await replace(first, second) == (201, None)
+    # What was taken before is the same again, whatever came behind it.
+    assert await replace(old, first) == (201, None)
     assert await replace(second, first) == (422, "replaced_event")
+    third, other = event(quantity="9", subject="cus_1"), event(subject="cus_1")
+    refused = await acme.call("POST", REPLACEMENTS, json=body(old, third))
+    assert refused.json["code"] == "already_replaced"
+    assert second["id"] in refused.json["detail"]
+    assert await replace(other, second) == (422, "replaced_event")
     await flow.carry()
     assert await flow.cells() == {"llm.tokens.input": (Decimal(7), 1)}
     assert (await acme.ask("/api/v1/billing/invariants"))["holds"]
@@ -276,6 +283,39 @@ async def test_of_successors_at_once_one_wins(acme: Caller, flow: Flow) -> None:
     assert await flow.cells() == {"llm.tokens.input": (Decimal(won), 1)}
 
 
+async def test_opposite_replacements_at_once_are_no_circle(acme: Caller, flow: Flow) -> None:
+    """Both would void the other's event, and nothing would count."""
+    for _ in range(5):
+        pair = [event(quantity="3", subject="cus_1"), event(quantity="4", subject="cus_1")]
+        answers = await asyncio.gather(*(
+            acme.call("POST", REPLACEMENTS, json={
+                "replaces": {"source": "test", "id": one["id"]}, "subject": "cus_1", "event": other,
+            })
+            for one, other in (pair, pair[::-1])
+        ))  # fmt: skip
+        assert sorted(answer.status for answer in answers) == [201, 422]
+
+
+async def test_the_id_of_a_version_that_is_used_elsewhere_is_refused(acme: Caller, flow: Flow) -> None:
+    """Ids of accepted versions can be foreseen: a replacement under such an id must not make a circle of them."""
+    known = event(quantity="5", subject="cus_1")
+    await acme.send([known])
+    await flow.carry()
+    await acme.send([known | {"data": known["data"] | {"quantity": quantity}} for quantity in ("7", "8")])
+    await flow.carry()
+    found = (await acme.ask("/api/v1/usage/quarantine", order="asc"))["data"]
+    at = found[0]["coordinates"]
+    foreseen = derived_id("quarantine", at["topic_id"], str(at["partition"]), str(at["offset"]))
+    other = event(quantity="1", subject="cus_1")
+    body = {"replaces": {"source": "test", "id": foreseen}, "subject": "cus_1", "event": other}
+    assert (await acme.call("POST", REPLACEMENTS, json=body)).status == 201
+    somebody = person(acme)
+    refused = await somebody.call("POST", f"/api/v1/usage/quarantine/{found[0]['id']}/accept")
+    assert (refused.status, refused.json["code"]) == (422, "not_acceptable")
+    assert (await somebody.call("POST", f"/api/v1/usage/quarantine/{found[1]['id']}/accept")).status == 200
+    assert (await somebody.call("POST", f"/api/v1/usage/quarantine/{found[0]['id']}/reject")).status == 200
+
+
 async def test_an_accepted_version_takes_the_place_of_what_replaced_the_counted_one(
     acme: Caller, flow: Flow
 ) -> None:
@@ -284,13 +324,14 @@ async def test_an_accepted_version_takes_the_place_of_what_replaced_the_counted_
     await acme.send([known])
     await flow.carry()
     await acme.send([known | {"data": known["data"] | {"quantity": "7"}}])
-    other = event(quantity="6", subject="cus_2")  # of somebody else, so it lies in another partition
+    # Of another source, and of somebody else, so that it lies in another partition.
+    other = event(quantity="6", subject="cus_2", source="crm")
     body = {"replaces": {"source": "test", "id": known["id"]}, "subject": "cus_1", "event": other}
     assert (await acme.call("POST", REPLACEMENTS, json=body)).status == 201
     await flow.carry()
     [found] = (await acme.ask("/api/v1/usage/quarantine"))["data"]
     accepted = await person(acme).call("POST", f"/api/v1/usage/quarantine/{found['id']}/accept")
-    assert accepted.json["sent"]["voids"] == other["id"]
+    assert (accepted.json["sent"]["voids"], accepted.json["sent"]["voids_source"]) == (other["id"], "crm")
     await flow.carry()
     assert await flow.cells() == {"llm.tokens.input": (Decimal(7), 1)}
     named = {"source": "test", "id": known["id"]}

@@ -92,9 +92,7 @@ async def items(owner: Caller, fix: dict[str, Any]) -> list[Any]:
         after = page["last_id"]
 
 
-async def test_9_dry_run_approval_and_the_same_sum_once(
-    books: list[Book], system_database: Database
-) -> None:
+async def test_9_dry_run_approval_and_the_same_sum_once(books: list[Book], system_database: Database) -> None:
     owner, (first, second, third) = books[0].owner, books
     await closed(books)
     issued = [await book.raw("INV-000001") for book in books]

@@ -11,6 +11,7 @@ create table usage_replacement (
     primary key (tenant_id, source, event_id),
     check ((source, event_id) <> (by_source, by_id))
 );
+create unique index usage_replacement_by on usage_replacement (tenant_id, by_source, by_id);
 comment on column usage_replacement.by_subject is 'A void of the successor goes under its key, so that it lands behind it';
 
 -- Versions of conflicts that were accepted before: each named what it took the place of. The owner is bound by
