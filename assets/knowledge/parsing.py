@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from assets.knowledge.parsers.extract import Block, Extract, RefusedError
+from core.scratch import scratch
 
 SECONDS: Final = 90.0
 _ROOT: Final = Path(__file__).parents[2]
@@ -26,13 +26,13 @@ def parse(path: Path, name: str, media_type: str, *, seconds: float = SECONDS) -
         RefusedError: it will never be read; says why and how its version ends.
         ParserDiedError: it could not be read this time.
     """
-    with tempfile.TemporaryDirectory(prefix="headrace-parse-") as folder:
-        result = Path(folder) / "result.json"
+    with scratch("parse") as folder:
+        result = folder / "result.json"
         command = [sys.executable, "-m", "assets.knowledge.worker", str(path), str(result), name, media_type]
         environment = {
             "PATH": os.environ.get("PATH", ""),
             "PYTHONPATH": str(_ROOT),
-            "TMPDIR": folder,
+            "TMPDIR": str(folder),
             "LANG": "C.UTF-8",
         }
         process = subprocess.Popen(

@@ -7,11 +7,9 @@ row; what is the platform's fault gives the batch back and fails the run.
 
 import asyncio
 import hashlib
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
@@ -34,6 +32,7 @@ from core.log import Logger
 from core.messaging import outbox
 from core.objects import open_objects
 from core.objects.api import ObjectStoreError
+from core.scratch import scratch
 from core.settings import DatabaseSettings, ObjectSettings
 from core.vectors import Chunk, VectorsError, chunk_id
 from core.vectors import Vectors as Index
@@ -183,8 +182,8 @@ async def _read_text(shop: Workshop, task: Task, done: Done) -> None:
 
 
 async def _parsed(shop: Workshop, task: Task) -> Extract:
-    with tempfile.TemporaryDirectory(prefix="headrace-source-") as folder:
-        path = Path(folder) / "source"
+    with scratch("source") as folder:
+        path = folder / "source"
         await shop.shelf.fetch_source(task, path)
         return await asyncio.to_thread(parse, path, task.name, task.media_type)
 

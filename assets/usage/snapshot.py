@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal, Inexact
@@ -26,6 +25,7 @@ from core.objects import open_objects
 from core.prices.book import Price, PriceError, books
 from core.prices.table import COLUMNS, price_of, tiers_json
 from core.rating import Line, MixedCurrencyError, Usage, rate
+from core.scratch import scratch
 from core.settings import DatabaseSettings, ObjectSettings
 from core.snapshots import BUCKET, POINTER, Pointer, read_pointer
 
@@ -356,9 +356,9 @@ def publish_snapshot(lake: Lake, database: DatabaseSettings, objects: ObjectSett
     if state.generation != lake.generation:
         return None  # the generation in use is not published yet
     rows = rows_as_of(lake, state.slice)
-    with tempfile.TemporaryDirectory(prefix="headrace-snapshot-") as folder:
+    with scratch("snapshot") as folder:
         stamp = now().strftime("%Y%m%dT%H%M%SZ")
-        path = Path(folder) / f"usage-{state.lake_version:012d}-{stamp}.duckdb"
+        path = folder / f"usage-{state.lake_version:012d}-{stamp}.duckdb"
         frames, left_out = tables(rows, state)
         build(path, frames, meta(state, left_out))
         verify(path, rateable(rows), state.prices, left_out)
