@@ -90,7 +90,7 @@ class Invoices:
         """The final invoice of a period; the one that is there where it was closed before.
 
         Raises:
-            InvoiceError: `period_not_over`, `period_overlaps`, `nothing_published`, `busy`,
+            InvoiceError: `period_not_over`, `period_overlaps`, `nothing_published`, `prices_went_back`, `busy`,
                 `archive_ahead`.
             core.rating.MixedCurrencyError
         """
@@ -192,6 +192,13 @@ class Invoices:
                 "period_overlaps",
                 f"{other.document.number} has charged usage from {other.document.service_period.start} to "
                 f"{other.document.service_period.end} already; choose a period beside it.",
+            )
+        charged = await store.last_price_revision(connection)
+        if charged > book.revision:
+            raise InvoiceError(
+                "prices_went_back",
+                f"A document was rated at price revision {charged}, and the book ends at {book.revision}: PostgreSQL was "
+                "put back to an earlier time. Record the prices that are missing again, then close the period.",
             )
         pieces, landed = await store.usage(connection, edges_of(book.recorded), within=period)
         if landed is None:

@@ -141,6 +141,12 @@ async def last_number(connection: AsyncConnection) -> int:
     return found or 0
 
 
+async def last_price_revision(connection: AsyncConnection) -> int:
+    """The newest revision of prices that a document of the tenant was rated at; 0 for none."""
+    found: int | None = await connection.scalar(text("select max(price_revision) from invoice"))
+    return found or 0
+
+
 async def issued(connection: AsyncConnection, *, within: ServicePeriod | None = None) -> list[Issued]:
     """The tenant's documents in the order they were issued; with `within` those whose period overlaps it."""
     rows = await connection.execute(

@@ -156,6 +156,8 @@ async def test_a_period_is_not_charged_at_prices_from_before_those_it_was_charge
     ):
         assert (refused.status, refused.json["code"]) == (409, "prices_went_back")
         assert "INV-000001" in refused.json["detail"]
+    another = await book.close(period="2026-04")
+    assert (another.status, another.json["code"]) == (409, "prices_went_back")
 
     await price(system_database, acme.tenant, "2.5")
     assert (await acme.call("GET", DRAFT)).status == 409, "no other price is taken for it"
