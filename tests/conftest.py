@@ -4,6 +4,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -25,6 +26,13 @@ from tests.stack_servers import (  # noqa: F401
 )
 
 REPOSITORY = real_data.REPOSITORY
+
+# The same examples in each run, and none is too slow: the other lane is at work too. To look for new ones:
+# `pytest --hypothesis-profile=explore`.
+_PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("same", derandomize=True, **_PATIENT)  # type: ignore[arg-type]
+hypothesis.settings.register_profile("explore", **_PATIENT)  # type: ignore[arg-type]
+hypothesis.settings.load_profile("same")
 
 SECOND_LANE = {"e2e", "services"}
 """Folders that take about half of the time of all."""

@@ -8,40 +8,49 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from core.settings import DatabaseSettings
 from deploy import migrate
 from deploy.component import Component
 from deploy.ports import USUAL
 
+_BASES = range(11_000, 23_000, 250)
+_BLOCKS = {number + base for base in _BASES for number in USUAL.values()}
+"""Ports of installations that tests start, which bind them only later."""
+_PROMISED: set[int] = set()
+"""Ports that were asked for and may not be bound yet."""
+
 
 def free_port() -> int:
     """A free port below the ephemeral range, so that no outgoing connection takes it meanwhile."""
     for _ in range(200):
         port = 10_240 + int.from_bytes(os.urandom(2)) % 20_000
+        if port in _PROMISED or port in _BLOCKS:
+            continue
         with socket.socket() as candidate:
             try:
                 candidate.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _PROMISED.add(port)
             return port
     raise RuntimeError("no free port found between 10240 and 30240")
 
 
 def free_ports(number: int) -> list[int]:
     """So many different ones; see `free_port`."""
-    found: set[int] = set()
-    while len(found) < number:
-        found.add(free_port())
-    return list(found)
+    return [free_port() for _ in range(number)]
 
 
 def free_base() -> int:
-    """A port base under which nothing listens, below the range of outgoing connections; by chance, since the other
-    lane of the tests looks for one too."""
-    bases = range(11_000, 23_000, 250)
+    """A port base under which nothing listens, below the range of outgoing connections; each lane of the tests has
+    bases of its own."""
+    lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+    bases = _BASES[lane::2]
     for base in random.sample(bases, len(bases)):
         try:
             for number in USUAL.values():
@@ -53,7 +62,7 @@ def free_base() -> int:
     raise RuntimeError("no free block of ports between 11000 and 32000")
 
 
-def start(component: Component, log: Path, *, seconds: float = 60) -> subprocess.Popen[bytes]:
+def start(component: Component, log: Path, *, seconds: float = 300) -> subprocess.Popen[bytes]:
     """Prepare and start in a process group of its own; return when ready.
 
     Raises:
@@ -100,10 +109,20 @@ def stop(component: Component, process: subprocess.Popen[bytes]) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the process group we started, and reap it."""
+    """SIGKILL to the process group we started and to children in groups of their own, and reap it.
+
+    Sessions of PostgreSQL outlive their postmaster for a moment, and no other starts on its folder meanwhile.
+    """
+    children = list[psutil.Process]()
     if process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=30)
 
 
 @contextmanager

@@ -185,7 +185,7 @@ def forgetful_kafka(
     component = kafka_server(
         folder, port, free_port(), java=stack_programs.java, jars=stack_programs.kafka_jars
     )
-    often, seldom = (f"log.flush.start.offset.checkpoint.interval.ms={ms}" for ms in (1_000, 60_000))
+    often, seldom = (f"log.flush.start.offset.checkpoint.interval.ms={ms}" for ms in (1_000, 3_600_000))
 
     def prepare() -> None:
         component.prepare()

@@ -13,11 +13,18 @@ from core.cache import open_cache
 from core.settings import CacheSettings
 from deploy.component import Component
 from deploy.provision import Programs
-from tests.servers import free_port, kill, start
+from tests.servers import free_port, kill, start, wait_for
 
 pytestmark = pytest.mark.stack
 
 PASSWORD = "0123456789abcdef"
+
+
+def ask(program: Path, port: int, *command: str) -> bytes:
+    """What a process says to a command; nothing where it does not answer."""
+    cli = str(program).replace("redis-server", "redis-cli")
+    words = [cli, "-p", str(port), "-a", PASSWORD, "--no-auth-warning", *command]
+    return subprocess.run(words, capture_output=True, check=False).stdout
 
 
 def server(program: Path, folder: Path, port: int, *lines: str, mode: tuple[str, ...] = ()) -> Component:
@@ -25,14 +32,10 @@ def server(program: Path, folder: Path, port: int, *lines: str, mode: tuple[str,
     file = folder / f"{port}.conf"
     file.write_text("\n".join(("bind 127.0.0.1", f"port {port}", f'dir "{folder}"', *lines, "")))
 
-    def ready() -> bool:
-        asked = subprocess.run(
-            [str(program).replace("redis-server", "redis-cli"), "-p", str(port), "-a", PASSWORD, "--no-auth-warning", "ping"],
-            capture_output=True, check=False,
-        )  # fmt: skip
-        return asked.stdout == b"PONG\n"
-
-    return Component(name=f"redis-{port}", argv=(str(program), str(file), *mode), ready=ready)
+    return Component(
+        name=f"redis-{port}", argv=(str(program), str(file), *mode),
+        ready=lambda: ask(program, port, "ping") == b"PONG\n",
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -55,13 +58,16 @@ def processes(stack_programs: Programs, tmp_path: Path) -> Iterator[tuple[str, s
                 program, tmp_path, second, *data, f"replicaof 127.0.0.1 {first}", "repl-diskless-sync-delay 0"
             )
         )
+        # A sentinel asks a master for its replicas at once and then each ten seconds: one it does not know cannot lead.
+        wait_for(lambda: b"slave0" in ask(program, first, "info", "replication"))
         launch(
             server(
                 program, tmp_path, watcher, *secret, f"sentinel monitor main 127.0.0.1 {first} 1",
-                f"sentinel auth-pass main {PASSWORD}", "sentinel down-after-milliseconds main 500",
+                f"sentinel auth-pass main {PASSWORD}", "sentinel down-after-milliseconds main 2000",
                 "sentinel failover-timeout main 3000", mode=("--sentinel",),
             )
         )  # fmt: skip
+        wait_for(lambda: str(second).encode() in ask(program, watcher, "sentinel", "replicas", "main"))
         yield f"redis+sentinel://127.0.0.1:{watcher}/main", master
 
 

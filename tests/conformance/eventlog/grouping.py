@@ -80,11 +80,13 @@ class Grouping:
         topic, group = await _filled(log, 0, partitions=1)
         consumer = await _joined(log, topic, group)
         await until(lambda: consumer.assignment() == _keys(topic), polling=[consumer])
+        await log.append(numbered(topic, 1))  # a producer takes its time to start
+        assert numbers(await take(consumer, 1)) == [0]
         # Shorter than the pause after which a reader asks without being woken.
         waiting = asyncio.create_task(consumer.poll(10, 4))
         await asyncio.sleep(0.2)
-        await log.append(numbered(topic, 1))
-        assert numbers(await waiting) == [0]
+        await log.append(numbered(topic, 1, first=1))
+        assert numbers(await waiting) == [1]
         await consumer.close()
 
     async def test_two_members_share_the_partitions(self, log: EventLog, backend: Backend) -> None:

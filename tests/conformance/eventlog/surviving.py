@@ -1,14 +1,12 @@
 """What every event log keeps when its server is killed under producers and consumers."""
 
 import asyncio
-import contextlib
 import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from core.eventlog.api import (
@@ -45,14 +43,8 @@ class Server:
             self._process = await asyncio.to_thread(servers.start, self._component, self._log)
 
     async def kill(self) -> None:
-        """SIGKILL to it and to its children: sessions of PostgreSQL outlive their postmaster for a moment."""
         assert self._process is not None
-        children = psutil.Process(self._process.pid).children(recursive=True)
         await asyncio.to_thread(servers.kill, self._process)
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        psutil.wait_procs(children)
 
     @contextmanager
     def running(self) -> Iterator["Server"]:

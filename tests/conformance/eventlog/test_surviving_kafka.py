@@ -34,7 +34,7 @@ async def server(own: tuple[Server, EventLogSettings]) -> Server:
 
 @pytest.fixture
 def backend(own: tuple[Server, EventLogSettings], postgres: DatabaseSettings) -> Backend:
-    return Backend(own[1], postgres, 6.0, lambda: KafkaEventLog(own[1], session_timeout=6.0))
+    return Backend(own[1], postgres, 6.0, lambda: KafkaEventLog(own[1], session_timeout=6.0, patience=60))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ async def server(own: tuple[Server, DatabaseSettings]) -> Server:
 @pytest.fixture
 def backend(own: tuple[Server, DatabaseSettings]) -> Backend:
     settings = EventLogSettings(eventlog_url="postgresql:")
-    return Backend(settings, own[1], 1.5, lambda: PostgresEventLog(own[1], session_timeout=1.5))
+    return Backend(settings, own[1], 1.5, lambda: PostgresEventLog(own[1], session_timeout=1.5, patience=60))
 
 
 @pytest.fixture

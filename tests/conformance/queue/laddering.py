@@ -116,7 +116,6 @@ class Laddering:
     async def test_nobody_took_it_in_its_time(self, queue: WorkQueue) -> None:
         family = await new_family(queue, ttl=timedelta(milliseconds=200))
         await send(queue, family, "m1")
-        await until_ready(queue, family.queue, 1)
         async with queue.consume(dead_letters_of(family.queue), prefetch=1) as waiting:
             await waiting.get()
         (letter,) = await dead_letters.letters(queue, [family.queue], 100, tenant=None)

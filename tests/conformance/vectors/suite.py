@@ -303,7 +303,7 @@ class VectorSuite:
     def test_what_was_acknowledged_outlives_sigkill(self, tmp_path: Path) -> None:
         server, settings = self.own_server(tmp_path)
         process = start(server, tmp_path / "log")
-        clients = [Vectors(settings, MODEL, timeout=5) for _ in range(3)]
+        clients = [Vectors(settings, MODEL, timeout=30) for _ in range(3)]
         vectors = clients[0]
         try:
             # Several processes meet a server without a collection at the same time.
@@ -319,11 +319,11 @@ class VectorSuite:
             def answers() -> bool:
                 try:
                     return vectors.count("org_1") == len(SHARED)
-                except VectorsUnavailableError:
+                except VectorsError:
                     return False
 
             # gRPC tries an address that refused it again only after a pause; a server loads what it has
-            wait_for(answers)
+            wait_for(answers, seconds=120)
             assert places(vectors.dense("org_1", MODEL.query(SHARED[3]).tolist(), 1)) == [("doc", 1, 3)]
         finally:
             for one in clients:

@@ -50,19 +50,20 @@ async def check_all(asker: Asker, script: str, runs: list[str]) -> None:
 
 
 async def test_another_instance_goes_on_when_one_is_killed(arena: Arena, asker: Asker) -> None:
-    effects = arena.folder / "effects"
-    script = f"{LONG} effects={effects}"
+    effects, gate = arena.folder / "effects", arena.folder / "gate"
+    script = f"{LONG} effects={effects} gate={gate}"
     runs = [(await asker.ask(script)).run_id for _ in range(6)]
-    with arena.runner("killed") as killed:
+    # Leases longer than this machine stalls: else an instance takes its own runs over.
+    with arena.runner("killed", lease=6) as killed:
 
         async def under_way() -> bool:
             found = [run for run in (await asker.runs()).values() if run.owner == "killed"]
             return len(found) == 6 and all(run.steps >= 2 for run in found)
 
         await until(under_way)
-        # At once: on a busy machine the runs would end while the heir starts.
         os.kill(killed.pid, signal.SIGKILL)
-        with arena.runner("heir"):
+        gate.touch()
+        with arena.runner("heir", lease=60):
             await until(lambda: all_ended(asker))
     await check_all(asker, script, runs)
     for story in (await asker.stories()).values():
@@ -77,7 +78,9 @@ async def test_another_instance_goes_on_when_one_is_killed(arena: Arena, asker: 
 
 
 async def test_an_instance_that_was_frozen_changes_nothing(arena: Arena, asker: Asker) -> None:
-    runs = [(await asker.ask(LONG)).run_id for _ in range(4)]
+    gate = arena.folder / "gate"
+    script = f"{LONG} gate={gate}"
+    runs = [(await asker.ask(script)).run_id for _ in range(4)]
     with arena.runner("frozen") as frozen:
 
         async def under_way() -> bool:
@@ -85,14 +88,15 @@ async def test_an_instance_that_was_frozen_changes_nothing(arena: Arena, asker: 
             return len(found) == 4 and all(run.steps >= 2 for run in found)
 
         await until(under_way)
-        os.kill(frozen.pid, signal.SIGSTOP)
+        await _freeze(asker, frozen.pid)
         try:
-            with arena.runner("heir"):
+            with arena.runner("heir", lease=60):
 
                 async def taken_over() -> bool:
                     return all(run.epoch == 2 for run in (await asker.runs()).values())
 
                 await until(taken_over)
+                gate.touch()
                 os.kill(frozen.pid, signal.SIGCONT)
                 await until(lambda: all_ended(asker))
                 log = arena.log("frozen")
@@ -100,8 +104,24 @@ async def test_an_instance_that_was_frozen_changes_nothing(arena: Arena, asker: 
         finally:
             os.kill(frozen.pid, signal.SIGCONT)
     assert frozen.returncode == 0
-    await check_all(asker, LONG, runs)
+    await check_all(asker, script, runs)
     assert all(len(story.takeovers) == 1 for story in (await asker.stories()).values())
+
+
+async def _freeze(asker: Asker, pid: int) -> None:
+    """SIGSTOP between two transactions: one that is open holds the rows that the heir is to take."""
+    held = (
+        "select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
+        "and state like 'idle in transaction%'"
+    )
+    async with asyncio.timeout(60):
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.3)  # the server ends what it was sent before
+            if not await asker.rows(held):
+                return
+            os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.05)
 
 
 async def _said(read: Callable[[], str], what: str, times: int) -> bool:
@@ -155,7 +175,7 @@ async def test_a_draining_instance_hands_its_runs_over_at_once(arena: Arena, ask
             return all(run.steps >= 2 for run in (await asker.runs()).values())
 
         await until(under_way)
-        with arena.runner("heir"):
+        with arena.runner("heir", lease=60):
             leaving.send_signal(signal.SIGTERM)
 
             async def inherited() -> bool:

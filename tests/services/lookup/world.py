@@ -243,12 +243,13 @@ def history(on: Running, *, organisations: int = 4, events: int = 300, slices: i
     for _ in range(slices):
         world.land(events, CLOSED, DAYS)
     world.bill("invoices")
+    both = ((OPEN + timedelta(days=32)).replace(day=1) - CLOSED).days
     for _ in range(slices):
-        world.land(events, CLOSED, 60)
+        world.land(events, CLOSED, both)
     world.bill("adjustments")
     world.correct_price("2.6")
     world.fix_prices()
     world.land(events, CLOSED, DAYS)
     world.bill("adjustments")
-    world.land(events, CLOSED, 60)
+    world.land(events, CLOSED, both)
     return world

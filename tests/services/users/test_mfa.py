@@ -24,12 +24,13 @@ class Phone:
 
     def __init__(self, secret: str) -> None:
         self._totp = pyotp.TOTP(secret)
-        self._last = int(time.time()) // 30 - 2
+        # The first code is that of now: one of the step before would be refused where a step ends before it is looked at.
+        self._last = int(time.time()) // 30 - 1
 
     async def code(self) -> str:
         """The next unused code; waits where all that are accepted now were used."""
         await asyncio.sleep(max(0.0, self._last * 30 - time.time()))
-        self._last = max(self._last + 1, int(time.time()) // 30 - 1)
+        self._last = max(self._last + 1, int(time.time()) // 30)
         return str(self._totp.at(self._last * 30))
 
 

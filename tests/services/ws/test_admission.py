@@ -251,13 +251,14 @@ async def test_drain_sends_everybody_away_with_a_hint(launch: Callable[..., Inst
     async def stay(ready: asyncio.Event) -> None:
         url = f"{instance.address}/ws/v1?ticket={await world.ticket(instance)}"
         async with world.http.ws_connect(url) as socket:
-            await socket.receive()
             await socket.send_json(
                 {"t": "req", "id": 1, "method": "subscribe", "params": {"ch": f"run:{run.id}"}}
             )
-            await socket.receive()
+            while (await socket.receive_json())["t"] != "res":  # hello, and pings where it takes long
+                pass
             ready.set()
-            message = await socket.receive()
+            while (message := await socket.receive()).type == aiohttp.WSMsgType.TEXT:
+                pass
             reasons.append((socket.close_code, message.extra))
 
     async with asyncio.TaskGroup() as tasks:

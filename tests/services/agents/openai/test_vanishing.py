@@ -84,7 +84,7 @@ async def _metered(platform: Platform, key: str) -> tuple[int, int]:
     )
     found: dict[str, int] = {}
     try:
-        for _ in range(50):
+        for _ in range(300):
             with tenant(tenant_id):
                 async with database.writer() as connection:
                     rows = (await connection.execute(sql, {"tenant": f"%{tenant_id}%"})).all()
