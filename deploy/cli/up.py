@@ -133,7 +133,7 @@ def _detached(arguments: argparse.Namespace, folder: Path) -> int:
             time.sleep(0.1)
     _summary(load(folder), state["ready_after_seconds"])
     if arguments.demo:
-        _demo(folder).wait()
+        _ended(_demo(folder).wait())
     note(f"running in the background; stop it with `headrace down --data {shlex.quote(str(folder))}`")
     return 0
 
@@ -160,7 +160,13 @@ def _demo_beside(supervisor: "Supervisor", folder: Path) -> bool:
             if supervisor.poll(0.2):
                 demo.terminate()
                 return False
+    _ended(demo.returncode)
     return True
+
+
+def _ended(code: int) -> None:
+    if code:
+        note("the demo did not end well, see above; the platform runs on")
 
 
 def _summary(installation: Installation, seconds: float) -> None:

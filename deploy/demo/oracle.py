@@ -6,10 +6,11 @@ plain reading of the topic says what reached it, twice or bad. Nothing here impo
 """
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +32,15 @@ class Fates:
 
     def as_dict(self) -> dict[str, int]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(slots=True)
+class Known:
+    """What a reader of the topic keeps of one tenant, so that it can go on where records are gone meanwhile."""
+
+    fates: Fates = field(default_factory=Fates)
+    first: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(source, id) of each counted event, and the SHA-256 of what it said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +80,16 @@ def decimal_text(value: Fraction) -> str:
     return f"{whole}.{part:012d}".rstrip("0").rstrip(".")
 
 
-def replay(records: Iterable[tuple[bytes, bytes, int]], tenant: str) -> Fates:
+def replay(records: Iterable[tuple[bytes, bytes, int]], tenant: str, before: Known | None = None) -> Known:
     """Decide the fate of each (key, value, broker time in ms) of one tenant, in log order of each partition.
 
     All records of a tenant without subject share a key and so a partition: log order is arrival order.
+
+    Args:
+        before: of the records before these; goes on with it.
     """
-    fates, first = Fates(), dict[tuple[str, str], str]()
+    known = before or Known()
+    fates, first = known.fates, known.first
     for key, value, received_ms in records:
         event = _readable(value)
         owner = event["tenant"] if event else key.split(b"|")[0].decode(errors="replace")
@@ -86,9 +100,10 @@ def replay(records: Iterable[tuple[bytes, bytes, int]], tenant: str) -> Fates:
             fates.rejected += 1
             continue
         name = (str(event["source"]), str(event["id"]))
-        content = json.dumps(
+        said = json.dumps(
             [_instant(event["time"]).isoformat(), event["data"], event.get("subject", "")], sort_keys=True
         )
+        content = hashlib.sha256(said.encode()).hexdigest()
         if name in first:
             if first[name] == content:
                 fates.duplicates += 1
@@ -99,7 +114,7 @@ def replay(records: Iterable[tuple[bytes, bytes, int]], tenant: str) -> Fates:
         else:
             first[name] = content
             fates.counted += 1
-    return fates
+    return known
 
 
 def _readable(value: bytes) -> dict[str, object] | None:

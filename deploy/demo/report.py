@@ -70,6 +70,7 @@ async def demo(
         problems.append(f"snapshot: {unrounded}, the invoice says {draft['unrounded']}")
     if problems:
         raise run.DemoError("; ".join(problems))
+    await run.remember(settings, sent.tenant_id)
     return {
         "tenant": slug,
         "usage": seen,

@@ -17,7 +17,7 @@ from core.contracts.usage import UsageEvent
 from core.eventlog import open_eventlog
 from core.settings import DatabaseSettings, EventLogSettings
 from deploy.client import Client, Operator
-from deploy.demo import mischief, oracle
+from deploy.demo import memory, mischief, oracle
 from deploy.imports.reader import BadRow, Mapped, events
 from deploy.imports.runner import ImportReport, run_import, send
 
@@ -114,13 +114,35 @@ async def _relayed(settings: Settings, tenant_id: str, at_least: int) -> None:
 
 
 async def expected(settings: Settings, tenant_id: str) -> oracle.Fates:
-    """The fates of everything the tenant has in the topic, by the oracle."""
-    records: list[tuple[bytes, bytes, int]] = []
+    """The fates of everything the tenant ever had in the topic, by the oracle.
+
+    Raises:
+        DemoError: some of it was purged before a demo had read it.
+    """
+    return (await _read(settings, tenant_id)).known.fates
+
+
+async def remember(settings: Settings, tenant_id: str) -> None:
+    """Keep what was read: a day after they were published, records are purged from the topic."""
+    memory.save(settings.checkpoints, tenant_id, await _read(settings, tenant_id))
+
+
+async def _read(settings: Settings, tenant_id: str) -> memory.Memory:
     async with open_eventlog(settings.eventlog, settings.database) as log:
+        found = memory.load(settings.checkpoints, tenant_id, (await log.topic(mischief.TOPIC)).id)
+        records: list[tuple[bytes, bytes, int]] = []
         for partition, bounds in (await log.bounds(mischief.TOPIC)).items():
-            async for batch in log.read(mischief.TOPIC, partition, bounds.low, bounds.high):
+            start = found.next.get(partition, bounds.low)
+            if start < bounds.low:
+                raise DemoError(
+                    f"records of partition {partition} from offset {start} on were purged before a demo had read them, so "
+                    "nothing can be compared any more; `headrace demo` with another trace makes a tenant of its own"
+                )
+            async for batch in log.read(mischief.TOPIC, partition, start, bounds.high):
                 records += [(record.key, record.value, record.timestamp_ms) for record in batch]
-    return oracle.replay(records, tenant_id)
+            found.next[partition] = bounds.high
+    oracle.replay(records, tenant_id, found.known)
+    return found
 
 
 def wait_until(

@@ -51,7 +51,7 @@ def test_replay_gives_each_record_one_fate() -> None:
         b"\xff",
         event(tenant="org_b"),
     ]
-    fates = oracle.replay([(b"org_a|", value, received) for value in records], "org_a")
+    fates = oracle.replay([(b"org_a|", value, received) for value in records], "org_a").fates
     assert fates.as_dict() == {"landed": 8, "counted": 2, "duplicates": 2, "quarantined": 2, "rejected": 2}
     assert list(oracle.differences(fates, fates.as_dict())) == []
     assert list(oracle.differences(fates, fates.as_dict() | {"counted": 1})) == [
