@@ -1,4 +1,5 @@
-"""Starts, memory and healing of a whole platform, from a bare clone with empty caches.
+"""Starts, memory and healing of a whole platform, from a bare clone; packages and real servers come from the user's
+cache where it has them.
 
     make bench NAME=launcher [ARGS="--profile stack --idle 60"]
 

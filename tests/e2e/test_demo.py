@@ -31,6 +31,15 @@ def demo(headrace: Command, tmp_path: Path, *words: str) -> dict[str, Any]:
     assert figures["usage"] == figures["expected"]
     assert figures["usage"]["landed"] == sum(n for name, n in figures["usage"].items() if name != "landed")
     assert figures["snapshot"]["unrounded"] == figures["invoice"]["unrounded"]
+    assert figures["quota_visible_seconds"] > 0
+    assert len(figures["answers"]) == 6
+    for answer in figures["answers"]:
+        assert answer["citations"], answer
+        assert answer["citations_verified"], answer
+        assert answer["deltas"] > 1, answer
+    assert figures["stream_sha256"]["sse"] == figures["stream_sha256"]["websocket"]
+    assert {"en.md", "zh.md", "handbook.pdf"} <= figures["documents"].keys()
+    assert set(figures["documents"].values()) == {"indexed"}
     return figures
 
 

@@ -1,5 +1,5 @@
-"""Every POST route of every service × bodies made to break it: a 4xx with a stable code, never a 5xx,
-and nothing half-written."""
+"""Every POST route of users and billing × bodies made to break it: a 4xx with a stable code, never a 5xx,
+and nothing half-written. The reader of bodies is one for all services: `tests/services/common/test_body.py`."""
 
 import asyncio
 import json

@@ -85,9 +85,9 @@ async def test_a_revocation_reaches_the_gateway(
     assert await _status(http, gateway.address, bearing(key)) == 200, "it comes from the cache"
     async with open_cache(valkey) as cache:
         await publish(cache, Revoked("key.revoked", key_id="key_" + key.rpartition("_")[2]))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 2
     while await _status(http, gateway.address, bearing(key)) != 401:
-        assert time.monotonic() < deadline, "the promise is two seconds, on a machine of its own"
+        assert time.monotonic() < deadline, "the promise is two seconds"
     assert await _status(http, gateway.address, bearing(other)) == 200
     assert await _asked(http, gateway, other) == 1
 
@@ -108,7 +108,7 @@ async def test_without_redis_a_revoked_key_dies_by_itself(
             await _revoke_silently(http, behind["HEADRACE_USERS_URL"], key)
             deadline = time.monotonic() + 20
             while await _status(http, component.address, bearing(key)) != 401:
-                assert time.monotonic() < deadline, "the promise is two seconds, on a machine of its own"
+                assert time.monotonic() < deadline, "it never stopped believing"
                 await asyncio.sleep(0.05)
             assert await _status(http, component.address, bearing(new_key())) == 200
     finally:

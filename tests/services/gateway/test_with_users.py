@@ -40,9 +40,9 @@ async def test_the_life_of_a_key(platform: Running, http: aiohttp.ClientSession)
     assert (await _call(http, platform, "GET", "/api/v1/meters", key["key"]))[0] == 200
     status, _ = await _call(http, platform, "DELETE", f"{keys}/{key['id']}", owner)
     assert status == 204
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 2
     while (await _call(http, platform, "GET", "/api/v1/meters", key["key"]))[0] != 401:
-        assert time.monotonic() < deadline, "the promise is two seconds, on a machine of its own"
+        assert time.monotonic() < deadline, "the promise is two seconds"
         await asyncio.sleep(0.01)
 
 

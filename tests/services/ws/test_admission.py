@@ -236,11 +236,20 @@ async def _metrics(world: World, instance: Instance) -> str:
         return await answer.text()
 
 
-async def test_a_silent_client_is_asked_and_then_closed(ws: Instance, world: World) -> None:
+async def test_a_silent_client_is_asked(ws: Instance, world: World) -> None:
     async with connect(world.http, ws.address, ticket=await world.ticket(ws)) as client:
         await client.until(lambda frame: frame["t"] == "ping")
         await client.socket.send_json({"t": "ping"})
         await client.until(lambda frame: frame["t"] == "pong")
+
+
+async def test_a_client_without_a_sign_of_life_is_closed(ws: Instance, world: World) -> None:
+    """It answers neither the frame nor the ping of the protocol."""
+    url = f"{ws.address}/ws/v1?ticket={await world.ticket(ws)}"
+    async with world.http.ws_connect(url, autoping=False) as socket, asyncio.timeout(60):
+        while (await socket.receive()).type in {aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.PING}:
+            pass
+        assert socket.close_code == 4008
 
 
 async def test_drain_sends_everybody_away_with_a_hint(launch: Callable[..., Instance], world: World) -> None:
