@@ -9,7 +9,7 @@ from services.web.api import segment
 from services.web.live import EventStream
 from services.web.pages import page
 from services.web.person import Person, see_other
-from services.web.routing import form_of, listed, routes, text_of, wants_json
+from services.web.routing import behind, form_of, listed, routes, text_of, wants_json, window
 
 _GOING: Final = {"queued", "running", "waiting"}
 _OPEN_RUNS: Final = "32"
@@ -17,11 +17,18 @@ _OPEN_RUNS: Final = "32"
 
 
 async def index(person: Person) -> Response:
-    conversations = listed(await person.call("GET", "/api/v1/conversations", params={"limit": "50"}))
+    found = await person.call("GET", "/api/v1/conversations", params=window(person, 50))
     agents = listed(await person.call("GET", "/api/v1/agents", params={"limit": "100"}))
     names = {one["id"]: one["name"] for one in agents}
     ready = [one for one in agents if one["version"] is not None]
-    return page(person, "conversations.html", conversations=conversations, agents=ready, names=names)
+    return page(
+        person,
+        "conversations.html",
+        conversations=listed(found),
+        after=behind(found),
+        agents=ready,
+        names=names,
+    )
 
 
 async def begin(person: Person) -> Response:
@@ -37,9 +44,24 @@ async def begin(person: Person) -> Response:
 async def show(person: Person) -> Response:
     name = segment(person.request.path_params["id"])
     found = await person.call("GET", f"/api/v1/conversations/{name}")
-    latest = await person.call(
-        "GET", f"/api/v1/conversations/{name}/messages", params={"limit": "100", "order": "desc"}
+    messages = await person.call(
+        "GET", f"/api/v1/conversations/{name}/messages", params={**window(person, 100), "order": "desc"}
     )
+    # A run goes on behind the latest message: under earlier ones its answer would stand in the wrong place.
+    is_latest = not person.request.query_params.get("after", "")
+    return page(
+        person,
+        "conversation.html",
+        conversation=found,
+        messages=listed(messages)[::-1],
+        earlier=behind(messages),
+        is_latest=is_latest,
+        **(await _live(person, name) if is_latest else {}),
+    )
+
+
+async def _live(person: Person, name: str) -> dict[str, Any]:
+    """What goes on in a conversation, for the end of its page."""
     runs = listed(
         await person.call(
             "GET", f"/api/v1/conversations/{name}/runs", params={"limit": _OPEN_RUNS, "order": "desc"}
@@ -49,17 +71,12 @@ async def show(person: Person) -> Response:
     # Later ones stand behind the one that waits for somebody.
     run: dict[str, Any] | None = waiting or (runs[0] if runs else None)
     asked = await person.call("GET", f"/api/v1/runs/{waiting['id']}/approvals") if waiting else {"data": []}
-    return page(
-        person,
-        "conversation.html",
-        conversation=found,
-        messages=listed(latest)[::-1],
-        earlier=latest["has_more"],
-        run=run if run is not None and run["status"] in _GOING else None,
-        question=next((one for one in asked["data"] if one["decision"] is None), None),
-        failed=run if run is not None and run["status"] in {"failed", "cancelled"} else None,
-        message_id=f"web-{uuid.uuid4()}",
-    )
+    return {
+        "run": run if run is not None and run["status"] in _GOING else None,
+        "question": next((one for one in asked["data"] if one["decision"] is None), None),
+        "failed": run if run is not None and run["status"] in {"failed", "cancelled"} else None,
+        "message_id": f"web-{uuid.uuid4()}",
+    }
 
 
 async def say(person: Person) -> Response:

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from services.web.api import ApiError, segment
 from services.web.pages import page
 from services.web.person import Person, see_other
-from services.web.routing import form_of, listed, message, routes, text_of
+from services.web.routing import behind, form_of, listed, message, routes, text_of, window
 
 AROUND: Final = 2_000
 """Characters shown before and behind a quote."""
@@ -21,20 +21,23 @@ async def index(person: Person) -> Response:
     bases = listed(await person.call("GET", "/api/v1/knowledge-bases", params={"limit": "100"}))
     wanted = person.request.query_params.get("base", "")
     base = next((one for one in bases if one["id"] == wanted), bases[0] if bases else None)
-    documents = [] if base is None else await _documents(person, base["id"])
+    found = None if base is None else await _documents(person, base["id"])
+    documents = listed(found) if found else []
     return page(
         person,
         "documents.html",
         bases=bases,
         base=base,
         documents=documents,
+        shown_after=person.request.query_params.get("after", ""),
+        after=behind(found) if found else "",
         moving=any(one["state"] in MOVING for one in documents),
     )
 
 
 async def states(person: Person) -> Response:
-    """States of the documents of a base, for the script that keeps the table fresh."""
-    documents = await _documents(person, person.request.path_params["id"])
+    """States of the documents that a page of a base shows, for the script that keeps the table fresh."""
+    found = await _documents(person, person.request.path_params["id"])
     shown = [
         {
             "id": one["id"],
@@ -42,7 +45,7 @@ async def states(person: Person) -> Response:
             "reason": (one["version"] or {}).get("reason", ""),
             "moving": one["state"] in MOVING,
         }
-        for one in documents
+        for one in listed(found)
     ]
     return JSONResponse(shown)
 
@@ -134,12 +137,9 @@ def _place(text_: str) -> int:
     return int(text_) if text_.isdecimal() and len(text_) < 12 else 0
 
 
-async def _documents(person: Person, base: str) -> list[dict[str, Any]]:
-    return listed(
-        await person.call(
-            "GET", f"/api/v1/knowledge-bases/{segment(base)}/documents", params={"limit": "100"}
-        )
-    )
+async def _documents(person: Person, base: str) -> Any:
+    path = f"/api/v1/knowledge-bases/{segment(base)}/documents"
+    return await person.call("GET", path, params=window(person, 100))
 
 
 async def _pieces(file: UploadFile) -> AsyncIterator[bytes]:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from services.web.api import ApiError, segment
 from services.web.pages import page
 from services.web.person import Person
-from services.web.routing import listed, routes
+from services.web.routing import behind, listed, routes, window
 
 _INVOICES: Final = "/api/v1/billing/invoices"
 _NUMBER: Final = re.compile(r"INV-\d{6,18}", re.ASCII)
@@ -37,13 +37,11 @@ async def sheet(person: Person) -> Response:
 async def line(person: Person) -> Response:
     """The events that a line charges, and whether they come to its amount."""
     number = segment(person.request.path_params["line"])
-    params = {"limit": "100"}
-    if after := person.request.query_params.get("after", ""):
-        params["after"] = after
-    found = await person.call("GET", f"{_path(person)}/lines/{number}/events", params=params)
+    path = f"{_path(person)}/lines/{number}/events"
+    found = await person.call("GET", path, params=window(person, 100))
     return page(
         person, "line.html", line=found["line"], proof=found["proof"], events=found["data"],
-        after=found["last_id"] if found["has_more"] else "",
+        after=behind(found),
     )  # fmt: skip
 
 

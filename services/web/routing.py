@@ -124,7 +124,18 @@ def _to_sign_in(person: Person) -> Response:
     return see_other(f"/sign-in{query}")
 
 
+def window(person: Person, limit: int) -> dict[str, str]:
+    """Parameters for the part of a list that `?after=` of this page asks for; the API judges the cursor."""
+    after = person.request.query_params.get("after", "")
+    return {"limit": str(limit), **({"after": after} if after else {})}
+
+
 def listed(answer: Any) -> list[dict[str, Any]]:
     """Items of a list of the API."""
     found: list[dict[str, Any]] = answer["data"]
     return found
+
+
+def behind(answer: Any) -> str:
+    """Cursor of what follows in a list of the API; empty at its end."""
+    return str(answer["last_id"]) if answer["has_more"] else ""

@@ -4,11 +4,12 @@
   const table = document.getElementById("states");
   if (!table || !table.dataset.moving) return;
   const word = (state) => table.getAttribute("data-state-" + state.replaceAll("_", "-")) || state;
+  // Of the page that is shown, which need not be the first.
+  const states = "/bases/" + encodeURIComponent(table.dataset.base) + "/states?after=" + encodeURIComponent(table.dataset.after);
   const look = async () => {
     let again = 3000;
     try {
-      const answer = await fetch("/bases/" + encodeURIComponent(table.dataset.base) + "/states",
-        { headers: { accept: "application/json" } });
+      const answer = await fetch(states, { headers: { accept: "application/json" } });
       if (answer.status === 401) return location.reload();
       if (answer.ok) {
         const found = await answer.json();

@@ -17,7 +17,7 @@ WORDS: Final = {
     "went_wrong": "That did not work", "back": "Back to the start", "agent": "Agent", "question": "Question", "ask": "Ask",
     "no_agents": "There is no agent yet that can be asked. Make one through the API: POST /api/v1/agents.",
     "no_conversations": "No conversations yet.", "untitled": "Untitled", "more": "More", "title": "Title", "rename": "Rename",
-    "delete": "Delete", "earlier": "Earlier messages are not shown.", "messages": "Messages", "you": "You", "answer": "Answer",
+    "delete": "Delete", "earlier": "Earlier messages", "latest": "Latest messages", "messages": "Messages", "you": "You", "answer": "Answer",
     "sources": "Sources", "page": "page", "waiting": "Waiting for an agent…", "working": "Working…", "tool": "Uses",
     "degraded": "Knowledge search is away; answered without it", "takeover": "Another instance goes on",
     "reconnecting": "The connection was lost; connecting again…", "stop": "Stop", "run_failed": "The run failed.",

@@ -17,7 +17,7 @@ WORDS: Final = {
     "went_wrong": "操作未成功", "back": "返回首页", "agent": "智能体", "question": "问题", "ask": "提问",
     "no_agents": "还没有可以提问的智能体。请通过 API 创建：POST /api/v1/agents。",
     "no_conversations": "还没有对话。", "untitled": "无标题", "more": "更多", "title": "标题", "rename": "重命名",
-    "delete": "删除", "earlier": "更早的消息未显示。", "messages": "消息", "you": "您", "answer": "回答",
+    "delete": "删除", "earlier": "更早的消息", "latest": "最新的消息", "messages": "消息", "you": "您", "answer": "回答",
     "sources": "来源", "page": "页", "waiting": "正在等待智能体…", "working": "正在处理…", "tool": "使用",
     "degraded": "知识检索暂不可用，未经检索作答", "takeover": "由另一个实例继续",
     "reconnecting": "连接中断，正在重新连接…", "stop": "停止", "run_failed": "运行失败。",

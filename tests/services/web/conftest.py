@@ -27,6 +27,8 @@ class Site:
     address: str
     secure_address: str
     """The same pages as an installation on TLS would serve them."""
+    lists_port: int
+    """Where agents and memory are looked for; nobody listens but a test's double."""
     environment: dict[str, str]
 
 
@@ -35,11 +37,13 @@ def site(
     postgres: DatabaseSettings, valkey: CacheSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("web")
-    ports = {name: free_port() for name in ("users", "billing", "gateway", "web", "tls")}
+    ports = {name: free_port() for name in ("users", "billing", "gateway", "web", "tls", "lists")}
     variables = environment(
         folder, postgres, valkey, users_port=ports["users"], gateway_port=ports["gateway"]
     ) | {
         "HEADRACE_BILLING_URL": f"http://127.0.0.1:{ports['billing']}",
+        "HEADRACE_AGENTS_URL": f"http://127.0.0.1:{ports['lists']}",
+        "HEADRACE_MEMORY_URL": f"http://127.0.0.1:{ports['lists']}",
         "HEADRACE_SPOOL_DIR": str(folder / "spool"),
         "HEADRACE_WEB_URL": f"http://127.0.0.1:{ports['web']}",
     }
@@ -48,7 +52,8 @@ def site(
         for name in ("users", "billing", "gateway", "web"):
             stack.enter_context(running(service(name, ports[name], variables), folder / f"{name}.log"))
         stack.enter_context(running(service("web", ports["tls"], tls), folder / "tls.log"))
-        yield Site(f"http://127.0.0.1:{ports['web']}", f"http://127.0.0.1:{ports['tls']}", variables)
+        address, secure_address = (f"http://127.0.0.1:{ports[name]}" for name in ("web", "tls"))
+        yield Site(address, secure_address, ports["lists"], variables)
 
 
 @dataclass

@@ -1,0 +1,105 @@
+"""Lists lead on to what stands behind the part that a page shows."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.web.pages import LANGUAGES
+from tests.services.web.conftest import Browser, Site
+from tests.services.web.lists_double import ListsDouble, conversation, document, message
+from tests.services.web.test_pages import STATIC
+
+TALK = "/api/v1/conversations/conv_001"
+
+
+@pytest.fixture
+async def lists(site: Site, browser: Browser, email: str) -> AsyncIterator[ListsDouble]:
+    """Of somebody who is signed in."""
+    double = ListsDouble()
+    async with double.serving(site.lists_port):
+        await browser.sign_in(email)
+        yield double
+
+
+def link(text: str, word: str) -> str:
+    """Query behind a link with this text; empty where there is none."""
+    found = re.search(rf'href="(\?[^"]+)">{LANGUAGES["en"][word]}</a>', text)
+    return found[1].replace("&amp;", "&") if found else ""
+
+
+async def test_conversations_go_on_behind_the_newest_50(browser: Browser, lists: ListsDouble) -> None:
+    lists.lists["/api/v1/conversations"] = [conversation(number) for number in range(51, 0, -1)]
+    first = (await browser.get("/conversations")).text
+    assert re.findall(r"Talk (\d+)", first) == [f"{number:03d}" for number in range(51, 1, -1)]
+    assert link(first, "more") == "?after=conv_002"
+    browser.language = "zh"
+    assert f'">{LANGUAGES["zh"]["more"]}</a>' in (await browser.get("/conversations")).text
+    browser.language = "en"
+    rest = (await browser.get("/conversations" + link(first, "more"))).text
+    assert re.findall(r"Talk (\d+)", rest) == ["001"]
+    assert not link(rest, "more")
+
+
+async def test_documents_go_on_behind_the_newest_100_of_their_base(
+    browser: Browser, lists: ListsDouble
+) -> None:
+    bases = [{"id": f"kb_{number}", "name": f"Base {number}"} for number in (2, 1)]
+    lists.lists["/api/v1/knowledge-bases"] = bases
+    lists.lists["/api/v1/knowledge-bases/kb_1/documents"] = [document(number) for number in range(101, 0, -1)]
+    first = (await browser.get("/documents?base=kb_1")).text
+    assert re.findall(r">file (\d+)<", first) == [f"{number:03d}" for number in range(101, 1, -1)]
+    assert link(first, "more") == "?base=kb_1&after=doc_002"
+    rest = (await browser.get("/documents" + link(first, "more"))).text
+    assert re.findall(r">file (\d+)<", rest) == ["001"]
+    assert not link(rest, "more")
+
+
+async def test_states_are_kept_fresh_of_the_documents_on_the_page(
+    browser: Browser, lists: ListsDouble
+) -> None:
+    lists.lists["/api/v1/knowledge-bases"] = [{"id": "kb_1", "name": "Base"}]
+    documents = [document(number) for number in range(101, 1, -1)]
+    lists.lists["/api/v1/knowledge-bases/kb_1/documents"] = [*documents, document(1, "parsing")]
+    for after, moving in (("", ""), ("doc_002", "yes")):
+        shown = (await browser.get(f"/documents?base=kb_1&after={after}")).text
+        assert f'data-base="kb_1" data-after="{after}" data-moving="{moving}"' in shown
+        states = json.loads((await browser.get(f"/bases/kb_1/states?after={after}")).text)
+        assert [one["id"] for one in states] == re.findall(r'data-document="(\w+)"', shown)
+        assert any(one["moving"] for one in states) is bool(moving)
+    script = (STATIC / "documents.js").read_text()
+    assert '"/states?after=" + encodeURIComponent(table.dataset.after)' in script
+
+
+async def test_messages_go_back_behind_the_last_100(browser: Browser, lists: ListsDouble) -> None:
+    lists.things[TALK] = conversation(1)
+    lists.lists[f"{TALK}/messages"] = [message(number) for number in range(101, 0, -1)]
+    latest = (await browser.get("/conversations/conv_001")).text
+    assert re.findall(r"word (\d+)", latest) == [f"{number:03d}" for number in range(2, 102)]
+    assert link(latest, "earlier") == "?after=msg_002"
+    earlier = (await browser.get("/conversations/conv_001" + link(latest, "earlier"))).text
+    assert re.findall(r"word (\d+)", earlier) == ["001"]
+    assert not link(earlier, "earlier")
+
+
+async def test_what_goes_on_stands_under_the_latest_messages_only(
+    browser: Browser, lists: ListsDouble
+) -> None:
+    lists.things[TALK] = conversation(1)
+    lists.lists[f"{TALK}/messages"] = [message(number) for number in range(101, 0, -1)]
+    lists.lists[f"{TALK}/runs"] = [{"id": "run_1", "status": "running"}]
+    live = ("/static/conversation.js", 'data-run="run_1"', 'id="composer"')
+    latest = (await browser.get("/conversations/conv_001")).text
+    earlier = (await browser.get("/conversations/conv_001?after=msg_002")).text
+    assert all(part in latest for part in live)
+    assert not any(part in earlier for part in live)
+    back = f'<a href="/conversations/conv_001">{LANGUAGES["en"]["latest"]}</a>'
+    assert back in earlier
+    assert back not in latest
+
+
+async def test_a_cursor_is_text_wherever_it_is_shown(browser: Browser, lists: ListsDouble) -> None:
+    lists.lists["/api/v1/knowledge-bases"] = [{"id": "kb_1", "name": "Base"}]
+    shown = (await browser.get('/documents?base=kb_1&after="><b>%26limit=1')).text
+    assert 'data-after="&#34;&gt;&lt;b&gt;&amp;limit=1"' in shown
