@@ -37,22 +37,31 @@ def conservation(console: Console, seen: Mapping[str, int], expected: Fates) -> 
 
 
 def invoice(console: Console, draft: Mapping[str, Any]) -> None:
-    """Lines with unrounded and rounded amounts."""
-    table = Table(title=f"Draft invoice of {draft['tenant']}, {draft['currency']}", title_justify="left")
+    """Everything that the total is made of, with unrounded and rounded amounts, and what has no price."""
+    table = Table(title=_draft_title(draft), title_justify="left")
     for name in ("meter", "quantity", "because", "unrounded", "amount"):
         table.add_column(name, justify="left" if name in {"meter", "because"} else "right")
     for line in draft["lines"]:
         period = line["explanation"]["period"]
-        table.add_row(
-            line["meter"] + (f" {period['start'][:10]}" if period else ""),
-            line["quantity"],
-            _because(line),
-            line["amount_unrounded"],
-            line["amount"],
-        )
+        _charge(table, line, f" {period['start'][:10]}" if period else "")
+    _unpriced(table, draft["unpriced"])
+    for one in draft["adjustments"]:
+        period = one["service_period"]
+        table.add_section()
+        # The heading has no amount of its own: a column adds up to the total.
+        table.add_row(f"adjusts {one['adjusts']}", "", f"{period['start'][:10]} to {period['end'][:10]}")
+        for line in one["lines"]:
+            _charge(table, line)
     table.add_section()
     table.add_row("total", "", "", draft["unrounded"], draft["total"])
     console.print(table)
+
+
+def _draft_title(draft: Mapping[str, Any]) -> str:
+    """Usage has hours, so its period is shown to the minute; there is none without usage."""
+    start, end = draft["period"]["start"], draft["period"]["end"]
+    period = f"{start[:16]}Z to {end[:16]}Z" if start else ""
+    return ", ".join(filter(None, (f"Draft invoice of {draft['tenant']}", draft["currency"], period)))
 
 
 def issued(console: Console, document: Mapping[str, Any]) -> None:
@@ -64,14 +73,22 @@ def issued(console: Console, document: Mapping[str, Any]) -> None:
     for name in ("meter", "quantity", "because", "unrounded", f"amount {document['currency'] or ''}"):
         table.add_column(name, justify="left" if name in {"meter", "because"} else "right")
     for line in document["lines"]:
-        table.add_row(
-            line["meter"], line["quantity"], _because(line), line["amount_unrounded"], line["amount"]
-        )
-    for one in document["unpriced"]:
-        table.add_row(one["meter"], one["quantity"], "no price", "", "")
+        _charge(table, line)
+    _unpriced(table, document["unpriced"])
     table.add_section()
     table.add_row("total", "", "", document["unrounded"], document["total"])
     console.print(table)
+
+
+def _charge(table: Table, line: Mapping[str, Any], of: str = "") -> None:
+    table.add_row(
+        line["meter"] + of, line["quantity"], _because(line), line["amount_unrounded"], line["amount"]
+    )
+
+
+def _unpriced(table: Table, items: Sequence[Mapping[str, Any]]) -> None:
+    for one in items:
+        table.add_row(one["meter"], one["quantity"], "no price", "", "")
 
 
 def _because(line: Mapping[str, Any]) -> str:
