@@ -1,7 +1,8 @@
 """Sends a CSV file to a tenant through the public API; killed at any moment, the next run goes on.
 
-The checkpoint says how many events of the file were acknowledged. It saves time, no more: what is
-sent twice has the same identity and lands as a duplicate.
+The checkpoint says how many events of the file were acknowledged and which of them were refused, so that the
+report is that of an import which nothing disturbed. For the rest it only saves time: what is sent twice has
+the same identity and lands as a duplicate.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from core.clock import rfc3339
 from core.contracts.usage import UsageEvent
 from core.meters import METERS
 from deploy.client import Client
+from deploy.imports.checkpoint import Checkpoint
 from deploy.imports.reader import BadRow, ImportFileError, Mapped, Scan, events, scan
 
 BATCH = 1000
@@ -32,10 +34,10 @@ class ImportReport:
     rows: int
     events: int
     accepted: int = 0
-    refused: list[dict[str, str]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
     bad_rows: list[dict[str, object]] = field(default_factory=list)
     resumed_from: int = 0
-    """Events that an earlier, interrupted run had already sent."""
+    """Events that an earlier, interrupted run had already sent; the other fields speak of both runs."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,26 +85,28 @@ def run_import(
     if found.first is None or found.last is None:
         raise ImportFileError(f"{path} has no row that can be imported")
     report = ImportReport(tenant_name, mapped.source, found.rows, found.events)
-    report.bad_rows = [asdict(bad) for bad in found.bad]
+    report.bad_rows = [asdict(bad) for bad in found.bad]  # the whole file is scanned each time
     declared = client.post(
         "/api/v1/usage/imports",
         {"source": mapped.source, "period_start": rfc3339(found.first), "period_end": _end(found.last)},
     )
-    checkpoint = checkpoints / f"{_fingerprint(tenant_id, mapped, found.sha256)}.json"
-    report.resumed_from = report.accepted = _read(checkpoint)
+    checkpoint = Checkpoint(checkpoints / f"{_fingerprint(tenant_id, mapped, found.sha256)}.json")
+    reached = checkpoint.read()
+    report.resumed_from = done = reached.acknowledged
+    report.accepted, report.refused = reached.accepted, reached.refused
     stream = (
         item
         for item in events(path, mapped, tenant=tenant_id, importid=declared["id"])
         if not isinstance(item, BadRow)
     )
-    done = report.resumed_from
     for batch, answer in send(client, islice(stream, done, None)):
         done += len(batch)
         report.accepted += answer["accepted"]
-        report.refused += [verdict for verdict in answer["verdicts"] if verdict["status"] != "accepted"]
-        _write(checkpoint, done)
+        refused = [verdict for verdict in answer["verdicts"] if verdict["status"] != "accepted"]
+        report.refused += refused
+        checkpoint.write(done, report.accepted, refused)
         progress(done, found.events)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     return report
 
 
@@ -137,17 +141,3 @@ def _end(last: datetime) -> str:
 def _fingerprint(tenant_id: str, mapped: Mapped, sha256: str) -> str:
     parts = (tenant_id, mapped.source, mapped.time_column, json.dumps(dict(mapped.meters)), sha256)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _read(checkpoint: Path) -> int:
-    try:
-        return int(json.loads(checkpoint.read_text())["acknowledged"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return 0
-
-
-def _write(checkpoint: Path, acknowledged: int) -> None:
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    temporary = checkpoint.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"acknowledged": acknowledged}))
-    temporary.replace(checkpoint)

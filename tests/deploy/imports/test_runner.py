@@ -1,0 +1,137 @@
+"""An import that is interrupted and goes on, against a double of the API."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy.client import ApiError, Client
+from deploy.imports import runner
+from deploy.imports.reader import Mapped
+from deploy.imports.runner import ImportReport, run_import
+from tests.doubles.ingest import IngestDouble
+
+MAPPED = Mapped("file", "at", {"api.requests": "n"})
+REFUSED = frozenset({"3", "12", "14", "27", "39"})
+"""Quantities in the first batches and in the last."""
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """40 events in four batches, and two bad rows."""
+    monkeypatch.setattr(runner, "BATCH", 10)
+    rows = [f"2026-01-01 00:00:{number:02},{number}" for number in range(40)]
+    path = tmp_path / "usage.csv"
+    path.write_text("\n".join(["at,n", "yesterday,1", *rows[:25], "2026-01-01 00:00:00,-1", *rows[25:]]))
+    return path
+
+
+def imported(
+    api: IngestDouble,
+    file: Path,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ImportReport:
+    with api.serve() as url, Client(url, patience=5) as client:
+        return run_import(
+            client, file, MAPPED, tenant_id="org_a", tenant_name="acme", checkpoints=folder, progress=progress
+        )  # fmt: skip
+
+
+def killed_at(events: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done >= events:
+            raise KilledError
+
+    return progress
+
+
+@pytest.fixture
+def undisturbed(file: Path, tmp_path: Path) -> tuple[ImportReport, list[str]]:
+    """Its report, and the ids of the events it sent."""
+    api = IngestDouble(REFUSED)
+    return imported(api, file, tmp_path / "undisturbed"), api.ids
+
+
+@pytest.mark.parametrize("events", [10, 20, 30, 40])
+def test_the_report_after_a_kill_is_that_of_an_undisturbed_import(
+    file: Path, tmp_path: Path, undisturbed: tuple[ImportReport, list[str]], events: int
+) -> None:
+    report, ids = undisturbed
+    assert (report.accepted, len(report.refused), len(report.bad_rows)) == (35, 5, 2)
+    api, folder = IngestDouble(REFUSED), tmp_path / "imports"
+    with pytest.raises(KilledError):
+        imported(api, file, folder, killed_at(events))
+    assert imported(api, file, folder) == replace(report, resumed_from=events)
+    assert set(api.ids) == set(ids)
+    assert list(folder.iterdir()) == []
+
+
+def test_an_import_may_be_interrupted_again_and_again(
+    file: Path, tmp_path: Path, undisturbed: tuple[ImportReport, list[str]]
+) -> None:
+    report, ids = undisturbed
+    api, folder = IngestDouble(REFUSED), tmp_path / "imports"
+    for events in (10, 20, 30):
+        with pytest.raises(KilledError):
+            imported(api, file, folder, killed_at(events))
+    assert imported(api, file, folder) == replace(report, resumed_from=30)
+    assert set(api.ids) == set(ids)
+
+
+def test_the_report_after_an_error_of_the_api_is_that_of_an_undisturbed_import(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[ImportReport, list[str]]
+) -> None:
+    monkeypatch.setattr(runner, "IN_FLIGHT", 1)  # batches come in their order
+    report, ids = undisturbed
+    api, folder = IngestDouble(REFUSED, breaks_at=3), tmp_path / "imports"
+    with pytest.raises(ApiError):
+        imported(api, file, folder)
+    api.breaks_at = None
+    assert imported(api, file, folder) == replace(report, resumed_from=20)
+    assert sorted(api.ids) == sorted(ids), "nothing was acknowledged twice"
+
+
+def test_verdicts_written_before_a_kill_and_not_counted_come_once(
+    file: Path, tmp_path: Path, undisturbed: tuple[ImportReport, list[str]]
+) -> None:
+    report, _ = undisturbed
+    api, folder = IngestDouble(REFUSED), tmp_path / "imports"
+    with pytest.raises(KilledError):
+        imported(api, file, folder, killed_at(10))
+    (verdicts,) = folder.glob("*.refused")
+    with verdicts.open("a") as torn:
+        torn.write('{"index": 2, "id": ')
+    with pytest.raises(KilledError):
+        imported(api, file, folder, killed_at(20))
+    assert imported(api, file, folder) == replace(report, resumed_from=20)
+
+
+def test_a_checkpoint_whose_verdicts_are_gone_is_not_trusted(
+    file: Path, tmp_path: Path, undisturbed: tuple[ImportReport, list[str]]
+) -> None:
+    report, ids = undisturbed
+    api, folder = IngestDouble(REFUSED), tmp_path / "imports"
+    with pytest.raises(KilledError):
+        imported(api, file, folder, killed_at(20))
+    (verdicts,) = folder.glob("*.refused")
+    verdicts.write_bytes(verdicts.read_bytes().splitlines(keepends=True)[0])
+    assert imported(api, file, folder) == report
+    assert set(api.ids) == set(ids)
+
+
+def test_a_checkpoint_from_before_it_kept_verdicts_is_read(file: Path, tmp_path: Path) -> None:
+    api, folder = IngestDouble(REFUSED), tmp_path / "imports"
+    with pytest.raises(KilledError):
+        imported(api, file, folder, killed_at(20))
+    (counts,) = folder.glob("*.json")
+    counts.write_text(json.dumps({"acknowledged": 20}))
+    report = imported(api, file, folder)
+    assert (report.resumed_from, report.accepted) == (20, 38)
+    assert [verdict["index"] for verdict in report.refused] == [7, 9]
