@@ -1,10 +1,11 @@
 """What a demo has read of the topic, for the next one: records are purged a day after they were published."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.demo.oracle import Fates, Known
+from deploy.supervisor.run_folder import write_atomically
 
 
 @dataclass(slots=True)
@@ -33,14 +34,12 @@ def save(folder: Path, tenant_id: str, memory: Memory) -> None:
     kept = {
         "topic_id": memory.topic_id,
         "next": memory.next,
-        "fates": asdict(memory.known.fates),
+        "fates": memory.known.fates.as_dict(),
         "first": [[*name, said] for name, said in memory.known.first.items()],
     }
     file = _file(folder, tenant_id)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(kept))
-    temporary.replace(file)
+    write_atomically(file, json.dumps(kept), durable=False)
 
 
 def _file(folder: Path, tenant_id: str) -> Path:

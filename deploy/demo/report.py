@@ -14,7 +14,7 @@ from core.decimals import canonical
 from core.settings import DatabaseSettings, ObjectSettings
 from core.snapshots import fetch_latest, read_pointer
 from deploy.client import Operator
-from deploy.demo import oracle, run, show
+from deploy.demo import memory, oracle, run, show
 
 QUERY = "select sum(amount_unrounded) from charges where tenant_slug = '{slug}'"
 
@@ -49,7 +49,8 @@ async def demo(
         f"bad events refused one by one: {refused}"
     )
     console.print("[bold]2[/bold] the sensor starts a run; every record gets its fate")
-    expected = await run.expected(settings, sent.tenant_id)
+    found = await run.read(settings, sent.tenant_id)
+    expected = found.known.fates
     seen = await _conserved(console, settings, operator, slug, expected)
     show.conservation(console, seen, expected)
     problems = list(oracle.differences(expected, seen))
@@ -70,7 +71,7 @@ async def demo(
         problems.append(f"snapshot: {unrounded}, the invoice says {draft['unrounded']}")
     if problems:
         raise run.DemoError("; ".join(problems))
-    await run.remember(settings, sent.tenant_id)
+    memory.save(settings.checkpoints, sent.tenant_id, found)
     return {
         "tenant": slug,
         "usage": seen,

@@ -114,23 +114,18 @@ async def _relayed(settings: Settings, tenant_id: str, at_least: int) -> None:
 
 
 async def expected(settings: Settings, tenant_id: str) -> oracle.Fates:
-    """The fates of everything the tenant ever had in the topic, by the oracle.
+    """The fates of everything the tenant ever had in the topic, by the oracle; raises what `read` does."""
+    return (await read(settings, tenant_id)).known.fates
+
+
+async def read(settings: Settings, tenant_id: str) -> memory.Memory:
+    """Everything the tenant ever had in the topic, for the oracle to go on with.
 
     Raises:
         DemoError: some of it was purged before a demo had read it.
     """
-    return (await _read(settings, tenant_id)).known.fates
-
-
-async def remember(settings: Settings, tenant_id: str) -> None:
-    """Keep what was read: a day after they were published, records are purged from the topic."""
-    memory.save(settings.checkpoints, tenant_id, await _read(settings, tenant_id))
-
-
-async def _read(settings: Settings, tenant_id: str) -> memory.Memory:
     async with open_eventlog(settings.eventlog, settings.database) as log:
         found = memory.load(settings.checkpoints, tenant_id, (await log.topic(mischief.TOPIC)).id)
-        records: list[tuple[bytes, bytes, int]] = []
         for partition, bounds in (await log.bounds(mischief.TOPIC)).items():
             start = found.next.get(partition, bounds.low)
             if start < bounds.low:
@@ -139,9 +134,9 @@ async def _read(settings: Settings, tenant_id: str) -> memory.Memory:
                     "nothing can be compared any more; `headrace demo` with another trace makes a tenant of its own"
                 )
             async for batch in log.read(mischief.TOPIC, partition, start, bounds.high):
-                records += [(record.key, record.value, record.timestamp_ms) for record in batch]
+                records = ((record.key, record.value, record.timestamp_ms) for record in batch)
+                oracle.replay(records, tenant_id, found.known)
             found.next[partition] = bounds.high
-    oracle.replay(records, tenant_id, found.known)
     return found
 
 

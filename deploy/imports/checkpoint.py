@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.supervisor.run_folder import write_atomically
+
 
 @dataclass(frozen=True, slots=True)
 class Reached:
@@ -51,9 +53,7 @@ class Checkpoint:
         if refused:
             self._append(b"".join(json.dumps(verdict).encode() + b"\n" for verdict in refused))
         said = {"acknowledged": acknowledged, "accepted": accepted, "refused_bytes": self._length}
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(said))
-        temporary.replace(self._path)
+        write_atomically(self._path, json.dumps(said), durable=False)
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ this table keeps it from having a second one, whose usage would count as well. E
 and takes the place of at most one other, so events form chains: what counts is where a chain ends.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from sqlalchemy import text
@@ -18,7 +18,7 @@ _LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('usage_replacement
 _STANDING: Final = """
 with recursive chain as (
     select cast(:source as text) as source, cast(:id as text) as id, cast(:subject as text) as subject, 0 as place
-    union
+    union all
     select r.by_source, r.by_id, r.by_subject, c.place + 1
     from chain c join usage_replacement r on r.tenant_id = :tenant and r.source = c.source and r.event_id = c.id
 )
@@ -41,11 +41,7 @@ class Event:
 
     source: str
     id: str
-    subject: str
-
-    def is_(self, other: "Event") -> bool:
-        """True for the same name."""
-        return (self.source, self.id) == (other.source, other.id)
+    subject: str = field(compare=False)
 
 
 class ReplacedError(Exception):
@@ -78,7 +74,7 @@ async def replace(connection: AsyncConnection, tenant_id: str, replaced: Referen
     found = rows.one_or_none()
     if found is None:
         await _write(connection, tenant_id, Event(replaced.source, replaced.id, ""), by)
-    elif not by.is_(Event(*found)):
+    elif Event(*found) != by:
         raise ReplacedError(await _standing(connection, tenant_id, Event(*found)))
 
 

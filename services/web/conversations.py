@@ -9,7 +9,7 @@ from services.web.api import segment
 from services.web.live import EventStream
 from services.web.pages import page
 from services.web.person import Person, see_other
-from services.web.routing import behind, form_of, listed, routes, text_of, wants_json, window
+from services.web.routing import behind, cursor, form_of, listed, routes, text_of, wants_json, window
 
 _GOING: Final = {"queued", "running", "waiting"}
 _OPEN_RUNS: Final = "32"
@@ -48,7 +48,7 @@ async def show(person: Person) -> Response:
         "GET", f"/api/v1/conversations/{name}/messages", params={**window(person, 100), "order": "desc"}
     )
     # A run goes on behind the latest message: under earlier ones its answer would stand in the wrong place.
-    is_latest = not person.request.query_params.get("after", "")
+    is_latest = not cursor(person)
     return page(
         person,
         "conversation.html",

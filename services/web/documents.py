@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from services.web.api import ApiError, segment
 from services.web.pages import page
 from services.web.person import Person, see_other
-from services.web.routing import behind, form_of, listed, message, routes, text_of, window
+from services.web.routing import behind, cursor, form_of, listed, message, routes, text_of, window
 
 AROUND: Final = 2_000
 """Characters shown before and behind a quote."""
@@ -29,7 +29,7 @@ async def index(person: Person) -> Response:
         bases=bases,
         base=base,
         documents=documents,
-        shown_after=person.request.query_params.get("after", ""),
+        shown_after=cursor(person),
         after=behind(found) if found else "",
         moving=any(one["state"] in MOVING for one in documents),
     )

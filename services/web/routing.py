@@ -126,8 +126,13 @@ def _to_sign_in(person: Person) -> Response:
 
 def window(person: Person, limit: int) -> dict[str, str]:
     """Parameters for the part of a list that `?after=` of this page asks for; the API judges the cursor."""
-    after = person.request.query_params.get("after", "")
+    after = cursor(person)
     return {"limit": str(limit), **({"after": after} if after else {})}
+
+
+def cursor(person: Person) -> str:
+    """`?after=` of this page; empty for the first part of a list."""
+    return person.request.query_params.get("after", "")
 
 
 def listed(answer: Any) -> list[dict[str, Any]]:

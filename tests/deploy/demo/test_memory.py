@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from core.eventlog import open_eventlog
 from core.eventlog.api import NewRecord
 from core.settings import EventLogSettings
 from core.topology import TOPICS
-from deploy.demo import mischief, run
+from deploy.demo import memory, mischief, run
 from deploy.servers.postgres import postgres
 from tests.deploy.demo.test_oracle import event
 from tests.servers import database_settings, free_port, running
@@ -45,7 +44,7 @@ async def test_a_demo_after_a_purge_goes_on_with_what_the_one_before_had_read(se
     await send(settings, event(importid="imp_1"), event(importid="imp_1"), b"\xff")
     first = {"landed": 3, "counted": 1, "duplicates": 1, "quarantined": 0, "rejected": 1}
     assert await fates(settings) == first
-    await run.remember(settings, TENANT)
+    memory.save(settings.checkpoints, TENANT, await run.read(settings, TENANT))
     await send(settings, purge=True)
     assert await fates(settings) == first
     other = {"meter": "llm.tokens.input", "quantity": "6"}
@@ -68,9 +67,7 @@ async def test_a_demo_after_a_purge_goes_on_with_what_the_one_before_had_read(se
         await fates(settings)
 
 
-async def test_what_was_kept_of_another_topic_counts_for_nothing(
-    settings: run.Settings, tmp_path: Path
-) -> None:
+async def test_what_was_kept_of_another_topic_counts_for_nothing(settings: run.Settings) -> None:
     async with open_eventlog(settings.eventlog, settings.database) as log:
         await log.ensure_topics([TOPICS[mischief.TOPIC]])
         await log.delete_topic(mischief.TOPIC)

@@ -44,12 +44,15 @@ def imported(
         )  # fmt: skip
 
 
-def killed_at(events: int) -> Callable[[int, int], None]:
+def interrupted(api: IngestDouble, file: Path, folder: Path, events: int) -> None:
+    """An import that is killed when so many events were acknowledged."""
+
     def progress(done: int, total: int) -> None:
         if done >= events:
             raise KilledError
 
-    return progress
+    with pytest.raises(KilledError):
+        imported(api, file, folder, progress)
 
 
 @pytest.fixture
@@ -66,8 +69,7 @@ def test_the_report_after_a_kill_is_that_of_an_undisturbed_import(
     report, ids = undisturbed
     assert (report.accepted, len(report.refused), len(report.bad_rows)) == (35, 5, 2)
     api, folder = IngestDouble(REFUSED), tmp_path / "imports"
-    with pytest.raises(KilledError):
-        imported(api, file, folder, killed_at(events))
+    interrupted(api, file, folder, events)
     assert imported(api, file, folder) == replace(report, resumed_from=events)
     assert set(api.ids) == set(ids)
     assert list(folder.iterdir()) == []
@@ -79,8 +81,7 @@ def test_an_import_may_be_interrupted_again_and_again(
     report, ids = undisturbed
     api, folder = IngestDouble(REFUSED), tmp_path / "imports"
     for events in (10, 20, 30):
-        with pytest.raises(KilledError):
-            imported(api, file, folder, killed_at(events))
+        interrupted(api, file, folder, events)
     assert imported(api, file, folder) == replace(report, resumed_from=30)
     assert set(api.ids) == set(ids)
 
@@ -103,13 +104,11 @@ def test_verdicts_written_before_a_kill_and_not_counted_come_once(
 ) -> None:
     report, _ = undisturbed
     api, folder = IngestDouble(REFUSED), tmp_path / "imports"
-    with pytest.raises(KilledError):
-        imported(api, file, folder, killed_at(10))
+    interrupted(api, file, folder, 10)
     (verdicts,) = folder.glob("*.refused")
     with verdicts.open("a") as torn:
         torn.write('{"index": 2, "id": ')
-    with pytest.raises(KilledError):
-        imported(api, file, folder, killed_at(20))
+    interrupted(api, file, folder, 20)
     assert imported(api, file, folder) == replace(report, resumed_from=20)
 
 
@@ -118,8 +117,7 @@ def test_a_checkpoint_whose_verdicts_are_gone_is_not_trusted(
 ) -> None:
     report, ids = undisturbed
     api, folder = IngestDouble(REFUSED), tmp_path / "imports"
-    with pytest.raises(KilledError):
-        imported(api, file, folder, killed_at(20))
+    interrupted(api, file, folder, 20)
     (verdicts,) = folder.glob("*.refused")
     verdicts.write_bytes(verdicts.read_bytes().splitlines(keepends=True)[0])
     assert imported(api, file, folder) == report
@@ -128,8 +126,7 @@ def test_a_checkpoint_whose_verdicts_are_gone_is_not_trusted(
 
 def test_a_checkpoint_from_before_it_kept_verdicts_is_read(file: Path, tmp_path: Path) -> None:
     api, folder = IngestDouble(REFUSED), tmp_path / "imports"
-    with pytest.raises(KilledError):
-        imported(api, file, folder, killed_at(20))
+    interrupted(api, file, folder, 20)
     (counts,) = folder.glob("*.json")
     counts.write_text(json.dumps({"acknowledged": 20}))
     report = imported(api, file, folder)
