@@ -106,9 +106,9 @@ async def test_without_redis_a_revoked_key_dies_by_itself(
             assert await _status(http, component.address, bearing(key)) == 200
             kill(process)
             await _revoke_silently(http, behind["HEADRACE_USERS_URL"], key)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 2
             while await _status(http, component.address, bearing(key)) != 401:
-                assert time.monotonic() < deadline, "it never stopped believing"
+                assert time.monotonic() < deadline, "the promise is two seconds"
                 await asyncio.sleep(0.05)
             assert await _status(http, component.address, bearing(new_key())) == 200
     finally:
