@@ -104,6 +104,10 @@ def _same(question: str, text: str, followed: Followed) -> None:
     for name, found in (("SSE", text), ("WebSocket", followed.text)):
         if sha256(found) != promised:
             raise DemoError(f"the text of {question!r} over {name} is not what message.completed promises")
+    if followed.cuts < CUTS:
+        raise DemoError(
+            f"the WebSocket client of {question!r} was cut {followed.cuts} times before the run ended, not {CUTS}"
+        )
     if followed.missing:
         raise DemoError(f"the WebSocket client missed something of {question!r}: {followed.missing}")
 

@@ -44,15 +44,18 @@ def main() -> None:
             subprocess.run([*_HEADRACE, "down", "--data", folder], check=False)
 
 
-def photograph(installation: Installation) -> None:
-    """All pictures of one installation. Raises: AssertionError where a console complains or a file is too large."""
+def photograph(installation: Installation, folder: Path = PICTURES) -> None:
+    """All pictures of one installation, into `folder`.
+
+    Raises: AssertionError where a console complains, a citation does not open its quote, or a file is too large.
+    """
     settings = installation.environment
     email, password = settings["HEADRACE_OWNER_EMAIL"], settings["HEADRACE_OWNER_PASSWORD"]
     gateway = settings["HEADRACE_GATEWAY_URL"]
     login = httpx2.post(f"{gateway}/api/v1/auth/login", json={"email": email, "password": password})
     with Client(gateway, login.raise_for_status().json()["access_token"]) as client:
         prepare(client, settings["HEADRACE_WEB_URL"], email, password)
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for language, dark, question in (("en", False, QUESTION), ("zh", True, QUESTION_ZH)):
         ending = "" if language == "en" else "-zh"
         with visitor(settings["HEADRACE_WEB_URL"], language=language, dark=dark, height=640) as person:
@@ -61,18 +64,19 @@ def photograph(installation: Installation) -> None:
             person.answered()
             person.page.reload()
             person.page.locator(".sources summary").first.click()
-            person.picture(PICTURES / f"conversation{ending}.png")
+            quotes = [text.split() for text in person.page.locator(".sources blockquote").all_inner_texts()]
+            person.picture(folder / f"conversation{ending}.png")
             person.page.locator(".cite").first.click()
-            person.page.locator("mark#quote").wait_for()
-            person.picture(PICTURES / f"source{ending}.png")
+            assert person.page.locator("mark#quote").inner_text().split() in quotes, person.page.url
+            person.picture(folder / f"source{ending}.png")
             if language == "en":
                 for name in ("documents", "usage", "invoice", "operations"):
                     person.go(f"/{name}")
-                    person.picture(PICTURES / f"{name}.png")
+                    person.picture(folder / f"{name}.png")
             assert person.complaints == [], person.complaints
-    for file in PICTURES.glob("*.png"):
+    for file in sorted(folder.glob("*.png")):
         assert file.stat().st_size < MAX_BYTES, f"{file} is larger than {MAX_BYTES} bytes"
-        sys.stdout.write(f"{file.relative_to(REPOSITORY)} {file.stat().st_size} bytes\n")
+        sys.stdout.write(f"{file} {file.stat().st_size} bytes\n")
 
 
 def prepare(client: Client, web: str, email: str, password: str) -> None:

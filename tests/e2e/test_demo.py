@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from deploy.demo import oracle, sample
+from deploy.installation import load
+from deploy.provision import Programs
+from tests.e2e import pictures
 from tests.e2e.command import Command
 from tests.real_data import real_data
 from tests.servers import free_base
@@ -91,6 +94,15 @@ def test_an_import_keeps_identities_and_names_bad_rows(headrace: Command, tmp_pa
         assert draft["unrounded"] == "0"
     assert draft["unrounded"] == expected
     assert Decimal(draft["total"]) == sum(Decimal(line["amount"]) for line in draft["lines"])
+
+
+def test_the_pages_take_a_document_and_open_a_citation_at_its_place(
+    headrace: Command, stack_programs: Programs, tmp_path: Path
+) -> None:
+    """Uploaded, indexed, asked about in two languages: the console stays silent, the source shows the quote."""
+    assert stack_programs.chromium.exists()
+    pictures.photograph(load(headrace.data), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in pictures.PICTURES.glob("*.png")}
 
 
 def test_a_second_up_on_the_folder_is_refused(headrace: Command) -> None:

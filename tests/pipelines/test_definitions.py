@@ -24,13 +24,30 @@ def described() -> dict[str, Any]:
                 "group": graph.get(key).group_name,
                 "kinds": sorted(graph.get(key).kinds),
                 "code_version": graph.get(key).code_version,
+                "owners": sorted(graph.get(key).owners),
+                "stale_after": _stale_after(graph.get(key).freshness_policy),
             }
             for key in sorted(graph.get_all_asset_keys(), key=lambda key: key.to_user_string())
         },
-        "checks": sorted(key.to_user_string() for key in graph.asset_check_keys),
-        "jobs": sorted(repository.job_names),
+        "checks": {
+            key.to_user_string(): {"blocking": graph.get(key).blocking} for key in graph.asset_check_keys
+        },
+        "jobs": {name: _job(repository.get_job(name)) for name in repository.job_names},
         "schedules": {item.name: item.cron_schedule for item in repository.schedule_defs},
         "sensors": {item.name: item.minimum_interval_seconds for item in repository.sensor_defs},
+    }
+
+
+def _stale_after(policy: Any) -> str | None:
+    return str(policy.fail_window.to_timedelta()) if policy else None
+
+
+def _job(job: dg.JobDefinition) -> dict[str, Any]:
+    return {
+        "executor": job.executor_def.name,
+        "tags": dict(job.tags),
+        "assets": sorted(key.to_user_string() for key in job.asset_layer.executable_asset_keys),
+        "ops": sorted(node.name for node in job.nodes),
     }
 
 
