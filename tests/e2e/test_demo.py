@@ -102,7 +102,9 @@ def test_the_pages_take_a_document_and_open_a_citation_at_its_place(
     """Uploaded, indexed, asked about in two languages: the console stays silent, the source shows the quote."""
     assert stack_programs.chromium.exists()
     pictures.photograph(load(headrace.data), tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in pictures.PICTURES.glob("*.png")}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        file.name for file in pictures.PICTURES.glob("*.png")
+    }
 
 
 def test_a_second_up_on_the_folder_is_refused(headrace: Command) -> None:
