@@ -74,8 +74,8 @@ def environment(installation: Installation) -> dict[str, str]:
         "DAGSTER_PG_HOST": host,
         "DAGSTER_PG_PORT": port or "5432",
         "DAGSTER_DISABLE_TELEMETRY": "1",
-        # As `start_timeout_seconds`. A run's process loads all definitions, about 5 CPU-seconds: beside ten busy
-        # processes on two cores that took more than the 60 s after which the daemon gave the run up.
+        # As `start_timeout_seconds`. The first run waits until all definitions are imported, about 5 CPU-seconds:
+        # beside ten busy processes on two cores that took more than the 60 s after which the daemon gave it up.
         "DAGSTER_GRPC_TIMEOUT_SECONDS": "180",
     }
 
@@ -103,7 +103,7 @@ def components(
             # While a run is under way no signal ends it but KILL: short grace, then the whole group.
             # `dagster code-server` would be a second process in front, 70 MB, to load changed code anew.
             # Loaded when the web server asks for it, so that an error in it is shown there.
-            argv=(*python, "dagster", "api", "grpc", "--lazy-load-user-code", "-m", MODULE, "-d", str(REPOSITORY),
+            argv=(*python, "pipelines.code_server", "--lazy-load-user-code", "-m", MODULE, "-d", str(REPOSITORY),
                   "-h", "127.0.0.1", "-p", str(code), "--use-python-environment-entry-point"),
             env=base,
             cwd=REPOSITORY,

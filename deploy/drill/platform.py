@@ -19,6 +19,19 @@ WORKER = "dagster-worker"
 CODE_SERVER = "dagster-code"
 
 
+def fork_servers(code: int) -> list[psutil.Process]:
+    """Of the code server's process the children that runs are forked from: one, none before its first run.
+
+    Raises: psutil.NoSuchProcess.
+    """
+    return [
+        child
+        for child in psutil.Process(code).children()
+        if child.status() != psutil.STATUS_ZOMBIE
+        and "multiprocessing.forkserver" in " ".join(child.cmdline())
+    ]
+
+
 class DrillError(Exception):
     """The drill could not be carried out, or its result is wrong."""
 
@@ -106,18 +119,14 @@ class Platform:
         )
 
     def _worker(self) -> int | None:
-        """The process in which a run executes: started by the code server, with its own interpreter."""
+        """The process in which a run executes: a fork of the code server's fork server."""
         code = self._component(CODE_SERVER)
         if code is None:
             return None
         try:
-            for process in psutil.Process(code).children(recursive=True):
-                command = " ".join(process.cmdline())
-                if "multiprocessing.spawn" in command or "execute_run" in command:
-                    return int(process.pid)
+            return next((int(run.pid) for server in fork_servers(code) for run in server.children()), None)
         except psutil.NoSuchProcess:
             return None
-        return None
 
     def _headrace(self, *arguments: str) -> str:
         done = subprocess.run(

@@ -1,9 +1,6 @@
-"""What stands beside a slice: DuckDB on the bare events, a Dagster run that does nothing, merges alone."""
+"""What stands beside a slice: DuckDB on the bare events, merges alone."""
 
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +27,6 @@ from first group by all
 """
 """The same roll-up, deduplicated in memory, without fates, index, commit or publication."""
 
-TRIVIAL = """
-import dagster as dg
-
-@dg.op
-def nothing(): pass
-
-@dg.job(executor_def=dg.in_process_executor)
-def empty(): nothing()
-
-import tempfile
-from dagster import DagsterInstance, reconstructable
-with tempfile.TemporaryDirectory() as folder, DagsterInstance.local_temp(folder) as instance:
-    import pipelines.definitions
-    assert empty.execute_in_process(instance=instance).success
-"""
-
 
 @dataclass(frozen=True)
 class RolledUp:
@@ -63,14 +44,6 @@ def duckdb_rollup(path: Path, rounds: int = 3) -> RolledUp:
             cells = len(connection.execute(QUERY, [str(path)]).fetchall())
             best = min(best, time.process_time() - before)
     return RolledUp(best, cells)
-
-
-def empty_run() -> float:
-    """CPU-seconds of a fresh process that loads the definitions and runs one op that does nothing."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", TRIVIAL], check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def index_merging(folder: Path, slices: int, events: int) -> float:

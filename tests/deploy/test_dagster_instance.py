@@ -33,9 +33,9 @@ def web_of_broken_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
     python = (sys.executable, "-W", "ignore", "-m")
     code_server = Component(
         "code",
-        (*python, "dagster", "api", "grpc", "--lazy-load-user-code", "-m", "broken_module", "-d", str(folder),
+        (*python, "pipelines.code_server", "--lazy-load-user-code", "-m", "broken_module", "-d", str(folder),
          "-h", "127.0.0.1", "-p", str(code)),
-        ready=lambda: dagster_instance.code_server_answers(code), env=env, cwd=folder, stop_grace=0.5,
+        ready=lambda: dagster_instance.code_server_answers(code), env=env, cwd=dagster_instance.REPOSITORY, stop_grace=0.5,
     )  # fmt: skip
     web_server = Component(
         "web",

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from deploy.components import is_ready
+from deploy.dagster_web import ask
+from deploy.drill.platform import fork_servers
 from deploy.installation import load
 from deploy.supervisor.processes import alive, identify, kill_all, marked, send, wait_gone
 from deploy.supervisor.run_folder import RunFolder
@@ -27,6 +29,14 @@ NAMES = {
     "postgres", "valkey", "milvus", "users", "billing", "lookup", "gateway", "relay", "extractive", "agents", "memory", "ws",
     "web", "dagster-code", "dagster-web", "dagster-daemon",
 }  # fmt: skip
+
+
+LAUNCH = """
+mutation ($job: String!) { launchRun(executionParams: {runConfigData: {}, selector: {
+    repositoryLocationName: "headrace", repositoryName: "__repository__", jobName: $job}}) {
+        __typename ... on LaunchRunSuccess { run { runId } } } }
+"""
+STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 
 
 def headrace(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -106,6 +116,29 @@ def test_taken_ports_are_named_with_their_owner(data: Path, tmp_path: Path) -> N
     assert f"port {installation.port('postgres')} (postgres) is taken by postgres" in answer.stderr
     assert f"(pid {pid})" in answer.stderr
     assert "--port-base" in answer.stderr
+
+
+def run_and_watch(data: Path, job: str) -> set[int]:
+    """Let Dagster run the job to its good end; returns the forks that were seen meanwhile."""
+    port, code, seen = load(data).port("dagster-web"), component(data, "dagster-code")["pid"], set()
+    run = ask(port, LAUNCH, job=job)["launchRun"]["run"]["runId"]
+    while (status := ask(port, STATUS, run=run)["runOrError"]["status"]) != "SUCCESS":
+        assert status not in ("FAILURE", "CANCELED")
+        seen |= {child.pid for server in fork_servers(code) for child in server.children()}
+        time.sleep(0.05)
+    return seen
+
+
+def test_a_run_is_a_fork_and_a_killed_fork_server_is_replaced(data: Path) -> None:
+    code = component(data, "dagster-code")["pid"]
+    assert run_and_watch(data, "lake_maintenance")
+    (first,) = fork_servers(code)
+    # A thread of the server would be missing in its forks, and what it held locked would stay so.
+    assert first.num_threads() == 1
+    first.kill()
+    assert run_and_watch(data, "lake_maintenance")
+    (second,) = fork_servers(code)
+    assert second.pid != first.pid
 
 
 @pytest.mark.parametrize("name", ["postgres", "valkey", "gateway"])
