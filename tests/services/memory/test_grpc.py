@@ -1,15 +1,24 @@
 """`memory.v1`: the same searches for agents, with deadlines, signed callers and honest statuses."""
 
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
+import psutil
 import pytest
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from core.contracts.memory import memory_pb2 as pb
 from core.contracts.memory import memory_pb2_grpc as pb_grpc
 from services.common.principal import HEADER, sign
+from services.memory.search import IN_FLIGHT
 from tests.services.memory.platform import Caller, Indexer, Platform
 
 TEXT = "The invoice is due within thirty days of its date."
@@ -90,3 +99,77 @@ async def test_health(channel: grpc.aio.Channel) -> None:
     for name in ("", "memory.v1.MemoryService", "memory.v1.KnowledgeService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_the_server_says_what_it_serves(channel: grpc.aio.Channel) -> None:
+    """Reflection, so that tools like grpcurl need no file of the contract."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+    async def ask(**question: str) -> Any:
+        request = reflection_pb2.ServerReflectionRequest(**question)
+        async for answer in stub.ServerReflectionInfo(iter([request]), timeout=5):
+            return answer
+        raise AssertionError("no answer")
+
+    listed = {one.name for one in (await ask(list_services="")).list_services_response.service}
+    assert {"memory.v1.MemoryService", "memory.v1.KnowledgeService", "grpc.health.v1.Health"} <= listed
+    found = await ask(file_containing_symbol="memory.v1.MemoryService")
+    assert found.file_descriptor_response.file_descriptor_proto == [pb.DESCRIPTOR.serialized_pb]
+
+
+async def test_a_search_ends_by_its_deadline_and_too_many_are_told_when_to_come_back(
+    channel: grpc.aio.Channel, acme: Caller, platform: Platform
+) -> None:
+    memory, question = pb_grpc.MemoryServiceStub(channel), pb.SearchRequest(query="x", mode="dense")
+    with stopped(platform.vectors.vectors_url):
+        late = await refusal(memory.Search(question, metadata=who(acme)))
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert late.details() == "not done within 0.5 s"
+        calls = [memory.Search(question, timeout=2, metadata=who(acme)) for _ in range(IN_FLIGHT + 1)]
+        refused = [await refusal(call) for call in calls]
+    (busy,) = [one for one in refused if one.code() is not grpc.StatusCode.DEADLINE_EXCEEDED]
+    assert busy.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert retry_after(busy) == 0.2
+    answer = await memory.Search(question, timeout=9, metadata=who(acme))
+    assert list(answer.passages) == []
+
+
+@contextmanager
+def stopped(url: str) -> Iterator[None]:
+    """The vector server takes connections and answers nothing."""
+    port = urlsplit(url).port
+    (pid,) = {
+        one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port
+    }
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def retry_after(error: grpc.aio.AioRpcError) -> float:
+    """Seconds of the `google.rpc.RetryInfo` in `google.rpc.Status` (fields 1 code, 2 message, 3 details)."""
+    (details,) = [value for name, value in error.trailing_metadata() if name == "grpc-status-details-bin"]
+    fields = dict(_fields(details))
+    assert fields[1] == error.code().value[0]
+    assert fields[2] == (error.details() or "").encode()
+    packed = Packed.FromString(fields[3])
+    assert packed.type_url == "type.googleapis.com/google.rpc.RetryInfo"
+    delay = Duration.FromString(dict(_fields(packed.value))[1])
+    return float(delay.seconds + delay.nanos / 1e9)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and value of each field, by protobuf's encoding (varints below 128 are one byte)."""
+    at = 0
+    while at < len(message):
+        number, kind, at = message[at] >> 3, message[at] & 7, at + 1
+        if kind == 0:
+            yield number, message[at]
+            at += 1
+        else:
+            size = message[at]
+            yield number, message[at + 1 : at + 1 + size]
+            at += 1 + size
