@@ -325,6 +325,12 @@ class AgentSettings(Settings):
     agent_poll_seconds: float = Field(
         default=2.0, ge=0.1, le=60, description="How often an instance looks for runs without being woken."
     )
+    agent_heartbeat_seconds: float = Field(
+        default=15.0,
+        ge=0.05,
+        le=300,
+        description="A stream of events sends a comment after so long, so that no proxy takes it for dead.",
+    )
 
 
 class MemorySettings(Settings):

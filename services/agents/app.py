@@ -105,7 +105,15 @@ def create_app(lifecycle: Lifecycle, loop: Execute | None = None) -> FastAPI:
             app.state.providers = ProviderHandlers(database, providers)
             window = TokenWindow(cache)
             app.state.openai = await stack.enter_async_context(
-                open_openai(database, system, providers, events, window, bounds.usage_spool_dir)
+                open_openai(
+                    database,
+                    system,
+                    providers,
+                    events,
+                    window,
+                    bounds.usage_spool_dir,
+                    bounds.agent_heartbeat_seconds,
+                )
             )
             app.state.agents = Service(
                 Agents(database),
@@ -114,6 +122,7 @@ def create_app(lifecycle: Lifecycle, loop: Execute | None = None) -> FastAPI:
                 Places(system),
                 events,
                 drained,
+                bounds.agent_heartbeat_seconds,
             )
             runner = Runner(
                 runs,

@@ -41,6 +41,8 @@ class Service:
     events: AgentEvents
     drained: asyncio.Event
     """Set when the process drains: streams end, clients go on elsewhere."""
+    heartbeat: float
+    """Seconds between comments of a stream."""
 
 
 def _service(request: Request) -> Service:
@@ -390,10 +392,11 @@ async def run_events(
     after_seq: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Events behind this one.")] = None,
 ) -> Response:
     """The run's events from its first on, then live until its last. `id` is the event's `seq`; come back
-    with `Last-Event-ID` and nothing is missing or doubled. A comment comes each 15 seconds."""
+    with `Last-Event-ID` and nothing is missing or doubled. A comment comes each 15 seconds
+    (`HEADRACE_AGENT_HEARTBEAT_SECONDS`)."""
     after = after_of(request, after_seq)
     found = await service.conversations.run(principal, run)
-    return events_of(found, service.events, after, service.drained)
+    return events_of(found, service.events, after, service.drained, service.heartbeat)
 
 
 def _tagged(found: Agent) -> Response:

@@ -15,7 +15,6 @@ from services.common import errors
 from services.common.errors import Problem, unavailable
 from services.common.events import AgentEvents, Entry, Span, StreamLostError
 
-HEARTBEAT: Final = 15.0
 _LAST_EVENT_ID: Final = "last-event-id"
 _MAX_SEQ: Final = 10
 
@@ -43,24 +42,32 @@ def span_of(found: Run) -> Span | None:
     return Span(found.event_partition, found.first_offset, found.last_offset)
 
 
-def events_of(found: Run, events: AgentEvents, after: int, drained: asyncio.Event) -> Response:
-    """The answer: a stream that ends with the run's terminal event; 204 where the client has that one."""
+def events_of(
+    found: Run, events: AgentEvents, after: int, drained: asyncio.Event, heartbeat: float
+) -> Response:
+    """The answer: a stream that ends with the run's terminal event; 204 where the client has that one.
+
+    A comment comes each `heartbeat` seconds.
+    """
     if found.ended and after >= found.last_seq:
         # What tells an EventSource not to come back.
         return Response(status_code=204)
-    return _EventStreamResponse(found, events, after, drained)
+    return _EventStreamResponse(found, events, after, drained, heartbeat)
 
 
 class _EventStreamResponse(Response):
     media_type = "text/event-stream"
 
-    def __init__(self, found: Run, events: AgentEvents, after: int, drained: asyncio.Event) -> None:
+    def __init__(
+        self, found: Run, events: AgentEvents, after: int, drained: asyncio.Event, heartbeat: float
+    ) -> None:
         super().__init__(
             headers={"cache-control": "no-store", "x-accel-buffering": "no", "x-run-id": found.id}
         )
         # The length is not known.
         del self.headers["content-length"]
         self._run, self._events, self._after, self._drained = found, events, after, drained
+        self._heartbeat = heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = self._events.follow(
@@ -75,7 +82,7 @@ class _EventStreamResponse(Response):
             await send(_chunk(b"retry: 1000\n\n"))
             tasks = [
                 asyncio.create_task(_forward(stream.entries(), send)),
-                asyncio.create_task(_beat(send)),
+                asyncio.create_task(_beat(send, self._heartbeat)),
                 asyncio.create_task(_gone(receive)),
                 asyncio.create_task(self._drained.wait()),
             ]
@@ -101,9 +108,9 @@ async def _forward(entries: AsyncGenerator[Entry, None], send: Send) -> None:
             await send(_chunk(b": lost %s\n\n" % error.reason.encode()))
 
 
-async def _beat(send: Send) -> None:
+async def _beat(send: Send, seconds: float) -> None:
     while True:
-        await asyncio.sleep(HEARTBEAT)
+        await asyncio.sleep(seconds)
         await send(_chunk(b": alive\n\n"))
 
 

@@ -76,17 +76,19 @@ async def open_openai(
     events: AgentEvents,
     window: TokenWindow,
     spool: Path,
+    heartbeat: float,
 ) -> AsyncIterator[OpenAI]:
     """For one process.
 
     Args:
         database, system: roles `app` and `system`.
         spool: folder where what calls used is kept until it is in the outbox.
+        heartbeat: seconds without an event after which a stream sends a comment.
     """
     usage = UsageWriter(Spool(spool), system, window)
     usage.start()
     try:
-        yield OpenAI(database, providers, Runs(database, providers, events), usage)
+        yield OpenAI(database, providers, Runs(database, providers, events, heartbeat), usage)
     finally:
         await usage.close()
 

@@ -25,7 +25,6 @@ from services.common.events import AgentEvents, StreamLostError
 from services.common.events.pauses import with_pauses
 
 NOBODY: Final = "-"
-HEARTBEAT: Final = 15.0
 _ATTEMPTS: Final = 5
 _PAUSE: Final = 0.5
 """Seconds until events whose stream was lost are followed again."""
@@ -111,8 +110,12 @@ async def unbroken(
 class Runs:
     """What the routes do with runs."""
 
-    def __init__(self, database: Database, providers: Providers, events: AgentEvents) -> None:
+    def __init__(
+        self, database: Database, providers: Providers, events: AgentEvents, heartbeat: float
+    ) -> None:
+        """`heartbeat`: seconds without an event after which a follower is given None."""
         self._database, self._providers, self._events = database, providers, events
+        self._heartbeat = heartbeat
 
     async def start(
         self,
@@ -230,7 +233,7 @@ class Runs:
                 if stream.reason in {"expired", "topic_changed"}:
                     raise Problem(410, "events_expired", "The events are gone", "Events are kept for 7 days.")
                 raise StreamLostError(stream.reason)
-            async with aclosing(with_pauses(stream.entries(), HEARTBEAT)) as entries:
+            async with aclosing(with_pauses(stream.entries(), self._heartbeat)) as entries:
                 async for entry in entries:
                     yield None if entry is None else event(entry.raw)
 

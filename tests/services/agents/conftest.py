@@ -55,6 +55,7 @@ def platform(valkey: CacheSettings, tmp_path_factory: pytest.TempPathFactory) ->
         stack.enter_context(running(server, folder / "postgres.log"))
         settings = database_settings(port, password)
         variables = environment(folder, settings, valkey, users_port=free_port(), gateway_port=free_port())
+        variables["HEADRACE_AGENT_HEARTBEAT_SECONDS"] = "0.2"
         subprocess.run(
             [sys.executable, "-m", "deploy.ensure", "topology"], env=variables, cwd=REPOSITORY, check=True
         )

@@ -35,7 +35,7 @@ def principal(asker: Asker) -> Principal:
 @pytest.fixture
 def responses(asker: Asker) -> Runs:
     nothing: Any = None  # neither providers nor events are asked here
-    return Runs(asker.app, nothing, nothing)
+    return Runs(asker.app, nothing, nothing, 15)
 
 
 async def waits_for_a_lock(asker: Asker) -> bool:

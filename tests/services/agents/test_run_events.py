@@ -64,6 +64,13 @@ async def test_a_stream_is_resumed_on_another_instance(acme: Caller) -> None:
     assert over.status == 204
 
 
+async def test_a_silent_stream_says_that_it_is_alive(acme: Caller) -> None:
+    path = await started(acme, "steps=1 words=2 pause=1")
+    sent = acme.platform.header(acme.principal)
+    async with acme.http.get(acme.platform.addresses[0] + f"{path}/events", headers=sent) as answer:
+        assert (await answer.read()).count(b"\n: alive\n\n") >= 2
+
+
 async def test_a_position_that_is_no_number_is_refused(acme: Caller) -> None:
     path = await started(acme, "steps=1")
     for wrong in ("x", "-1", "1.5", "9" * 30):
@@ -84,7 +91,7 @@ async def test_while_the_event_log_is_away_the_answer_says_when_to_come_back(ask
         events = AgentEvents(log)
         following = asyncio.create_task(events.run())
         router.add_api_route(
-            "/events", lambda: events_of(run, events, 0, asyncio.Event()), response_model=None
+            "/events", lambda: events_of(run, events, 0, asyncio.Event(), 15), response_model=None
         )
         app = service_app("agents", Lifecycle(), routers=[router])
         async with httpx2.AsyncClient(

@@ -139,7 +139,9 @@ def stopped(url: str) -> Iterator[None]:
     """The vector server takes connections and answers nothing."""
     port = urlsplit(url).port
     (pid,) = {
-        one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port
+        one.pid
+        for one in psutil.net_connections("tcp")
+        if one.status == "LISTEN" and one.laddr and one.laddr[1] == port
     }
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)

@@ -91,6 +91,7 @@ def platform(valkey: CacheSettings, tmp_path_factory: pytest.TempPathFactory) ->
         models = {"name": "double", "base_url": f"{provider}/v1", "api_key": "sk-double"}
         variables["HEADRACE_PROVIDERS"] = json.dumps([models])
         variables["HEADRACE_LOG_LEVEL"] = "warn"
+        variables["HEADRACE_AGENT_HEARTBEAT_SECONDS"] = "0.3"
         begin(process("users_process", ports[1], variables))
         begin(service("relay", free_port(), variables))
         agents = [service("agents", port, variables) for port in ports[3:5]]

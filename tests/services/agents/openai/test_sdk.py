@@ -115,6 +115,22 @@ async def test_1_over_the_limit(platform: Platform) -> None:
     assert limited.value.code == "rate_limit_exceeded"
 
 
+async def test_streams_say_that_they_are_alive_while_a_model_is_silent(platform: Platform, key: str) -> None:
+    await _agent(platform, key, "silent", "double/hang")
+    asked = {"model": "agent:silent", "stream": True}
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http:
+        for path, words in (
+            ("chat/completions", {"messages": ASK}),
+            ("responses", {"input": "Say something"}),
+        ):
+            async with http.post(f"{platform.gateways[0]}/v1/{path}", json={**asked, **words}) as answer:
+                assert answer.status == 200
+                seen = [await answer.content.readuntil(b"\n\n")]
+                while seen.count(b": alive\n\n") < 2:
+                    seen.append(await answer.content.readuntil(b"\n\n"))
+            assert all(one == b": alive\n\n" or b"data: " in one for one in seen)
+
+
 async def test_an_agent_answers_as_a_chat(platform: Platform, client: AsyncOpenAI, key: str) -> None:
     await _agent(platform, key, "talker", "double/slow=8")
     text = " ".join(f"word{n}" for n in range(8))
