@@ -7,6 +7,8 @@ UV = $(firstword $(wildcard .tools/uv/bin/uv .tools/venv/bin/uv) uv)
 # Two lanes side by side (tests/conftest.py): most tests wait for servers half of the time.
 LANES ?= -n 2 --dist loadscope
 PYTEST ?=
+# Images of Python set it, and then each of hundreds of processes compiles the packages that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup dev run test test-embedded bench figures pictures lint format lock proto docs clean
 

@@ -1,7 +1,15 @@
-"""The main job, on a whole platform of each profile, by the command alone."""
+"""The main job on a whole platform of each profile, by the commands of the README alone."""
 
 import json
-from collections.abc import Iterator
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,22 +21,78 @@ from deploy.installation import load
 from deploy.provision import Programs
 from tests.e2e import pictures
 from tests.e2e.command import Command
-from tests.real_data import real_data
+from tests.real_data import REPOSITORY, real_data
 from tests.servers import free_base
 
 AZURE = real_data("usage", "azure_2023_code.csv")
 
 
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+MAKE_RUN, MAKE_TEST, DEMO = "make run", "make test", "headrace demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Made(Command):
+    """A platform on which the demo has run once."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    shown: str = ""
+    """What `make run` printed."""
+
+
 @pytest.fixture(scope="module", params=["embedded", pytest.param("stack", marks=pytest.mark.stack)])
-def headrace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(tmp_path_factory.mktemp(request.param) / "data")
-    command("up", "--profile", request.param, "--port-base", str(free_base()), "--detach")
-    yield command
-    command("down")
-    assert command.processes() == []
+def headrace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """By `make run` alone, as a newcomer has it, or `up` on the real servers."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "embedded":
+        with make_run(folder) as made:
+            yield made
+    else:
+        made = Made(folder / "data")
+        made("up", "--profile", "stack", "--port-base", str(free_base()), "--detach")
+        made("demo")
+        yield made
+        made("down")
+    assert made.processes() == []
 
 
-def demo(headrace: Command, tmp_path: Path, *words: str) -> dict[str, Any]:
+@contextmanager
+def make_run(home: Path) -> Iterator[Made]:
+    """A user of its own: nothing but the port base differs from a fresh start. Ends it with Ctrl-C."""
+    assert {MAKE_RUN, MAKE_TEST, DEMO} <= set(COMMANDS)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
+        "XDG_DATA_HOME": str(home),
+        "ARGS": f"--port-base {free_base()}",
+        "PATH": f"{REPOSITORY}/.venv/bin:{os.environ['PATH']}",
+        "COLUMNS": "200",
+    }
+    output = home / "output"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            MAKE_RUN.split(), cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        while "Ctrl-C stops it" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            time.sleep(0.2)
+        made = Made(home / "headrace" / "embedded", environment, output.read_text())
+        yield made
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+    assert "nothing is left running" in output.read_text()
+    assert not [row for row in made.json("status") if row["state"] != "stopped"]
+
+
+def demo(headrace: Made, tmp_path: Path, *words: str) -> dict[str, Any]:
     headrace("demo", "--json", str(tmp_path / "out.json"), *words)
     figures: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())
     assert figures["usage"] == figures["expected"]
@@ -46,27 +110,42 @@ def demo(headrace: Command, tmp_path: Path, *words: str) -> dict[str, Any]:
     return figures
 
 
+embedded = pytest.mark.parametrize("headrace", ["embedded"], indirect=True)
+
+
+@embedded
+def test_make_run_shows_the_demo_and_how_to_go_on(headrace: Made) -> None:
+    for part in (
+        "equals the invoice to the last digit",
+        "48.7459525",
+        "owner@",
+        "password",
+        "curl",
+        "/docs",
+        "Dagster",
+    ):
+        assert part in headrace.shown, part
+
+
 @pytest.mark.timeout(900)  # two whole demos, behind a first start of every server
-def test_the_sample_twice_counts_once(headrace: Command, tmp_path: Path) -> None:
+def test_the_sample_twice_counts_once(headrace: Made, tmp_path: Path) -> None:
     truth = oracle.read_trace(sample.write(tmp_path / "sample.csv"))
-    first, second = demo(headrace, tmp_path), demo(headrace, tmp_path)
-    for figures in (first, second):
-        assert figures["usage"]["counted"] == truth.events == 20_000
-        # 44.7441125 and 4.00184: each line is rounded once, the total is their sum.
-        assert figures["invoice"] == {"unrounded": truth.unrounded, "total": "48.74", "currency": "USD"}
-    assert first["usage"]["duplicates"] == 1_000
-    assert second["usage"]["duplicates"] == 1_000 + 21_000
+    figures = demo(headrace, tmp_path)
+    assert figures["usage"]["counted"] == truth.events == 20_000
+    # 44.7441125 and 4.00184: each line is rounded once, the total is their sum.
+    assert figures["invoice"] == {"unrounded": truth.unrounded, "total": "48.74", "currency": "USD"}
+    assert figures["usage"]["duplicates"] == 1_000 + 21_000
 
 
 if AZURE is not None:
 
-    def test_a_real_trace_costs_what_is_known(headrace: Command, tmp_path: Path) -> None:
+    def test_a_real_trace_costs_what_is_known(headrace: Made, tmp_path: Path) -> None:
         figures = demo(headrace, tmp_path, "--trace", str(AZURE))
         assert figures["usage"]["counted"] == 17_638
         assert figures["invoice"] == {"unrounded": "47.608895", "total": "47.61", "currency": "USD"}
 
 
-def test_what_was_not_counted_is_listed_with_its_reason(headrace: Command) -> None:
+def test_what_was_not_counted_is_listed_with_its_reason(headrace: Made) -> None:
     found = headrace.json("quarantine", "list", "--tenant", "demo-sample", "--limit", "1000")
     codes = {(row["fate"], row["code"]) for row in found}
     assert {
@@ -77,7 +156,7 @@ def test_what_was_not_counted_is_listed_with_its_reason(headrace: Command) -> No
     assert {row["tenant"] for row in found} == {"demo-sample"}
 
 
-def test_an_import_keeps_identities_and_names_bad_rows(headrace: Command, tmp_path: Path) -> None:
+def test_an_import_keeps_identities_and_names_bad_rows(headrace: Made, tmp_path: Path) -> None:
     rows = [f"2024-03-01 10:00:{second:02},{second},{second * 2}" for second in range(30)]
     whole, shorter = tmp_path / "whole.csv", tmp_path / "shorter.csv"
     whole.write_bytes("\r\n".join(["at,in,out", *rows, "yesterday,1,2"]).encode())
@@ -97,7 +176,7 @@ def test_an_import_keeps_identities_and_names_bad_rows(headrace: Command, tmp_pa
 
 
 def test_the_pages_take_a_document_and_open_a_citation_at_its_place(
-    headrace: Command, stack_programs: Programs, tmp_path: Path
+    headrace: Made, stack_programs: Programs, tmp_path: Path
 ) -> None:
     """Uploaded, indexed, asked about in two languages: the console stays silent, the source shows the quote."""
     assert stack_programs.chromium.exists()
@@ -107,6 +186,26 @@ def test_the_pages_take_a_document_and_open_a_citation_at_its_place(
     }
 
 
-def test_a_second_up_on_the_folder_is_refused(headrace: Command) -> None:
+def test_a_second_up_on_the_folder_is_refused(headrace: Made) -> None:
     assert "already" in headrace("up", "--detach", refused=True)
     assert all(row["state"] == "ready" for row in headrace.json("status"))
+
+
+@embedded
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in (MAKE_RUN, MAKE_TEST, DEMO)])
+def test_each_other_command_of_the_readme_works(headrace: Made, line: str) -> None:
+    home = headrace.data.parents[1]
+    (home / "requests.csv").write_text("at,prompt\n2026-01-01T00:00:00Z,12\n2026-01-01T00:00:01Z,30\n")
+    model = {"litellm_provider": "azure", "mode": "chat", "input_cost_per_token": 2.5e-06}
+    (home / "model_prices_and_context_window.json").write_text(json.dumps({"azure/gpt-4o": model}))
+    done = subprocess.run(
+        shlex.split(line), cwd=home, env=headrace.environment, capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert done.stdout or done.stderr
+
+
+def test_make_test_is_what_ci_runs() -> None:
+    """It cannot run inside itself; that it runs at all is this test."""
+    assert f"exec {MAKE_TEST}" in (REPOSITORY / ".ci/run").read_text()

@@ -204,7 +204,7 @@ class Stand:
         self.known.append(self.ledger.standing)
 
 
-@settings(max_examples=60, deadline=None, phases=PHASES, suppress_health_check=SLOW)
+@settings(max_examples=30, deadline=None, phases=PHASES, suppress_health_check=SLOW)
 @given(history=histories())
 def test_hours_days_snapshots_and_drafts_are_a_recount(postgres: DatabaseSettings, history: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +254,7 @@ async def rated(database: DatabaseSettings) -> Any:
 
 
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     phases=PHASES,
     suppress_health_check=[*SLOW, HealthCheck.function_scoped_fixture],
