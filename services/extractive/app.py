@@ -1,11 +1,12 @@
-"""The offline answer server as an application. It keeps nothing and needs nothing but its settings."""
+"""The offline answer server as an application. It keeps nothing but the graph that it makes of the model's weights."""
 
 from fastapi import FastAPI
 
-from core.settings import ServiceSettings
+from core.settings import DataSettings, ServiceSettings
 from services.common.app import service_app
 from services.common.lifecycle import Lifecycle
 from services.extractive.answer import DESCRIPTION
+from services.extractive.embeddings import Embeddings
 from services.extractive.routes import router
 
 NAME = "extractive"
@@ -17,4 +18,5 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
     settings = ServiceSettings()
     app = service_app(NAME, lifecycle, routers=[router], description=DESCRIPTION)
     app.state.word_seconds = settings.extractive_word_ms / 1000
+    app.state.embeddings = Embeddings(DataSettings().state_dir / "embedding")
     return app

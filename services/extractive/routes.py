@@ -7,34 +7,32 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from services.common.body import documented, parsed, read
 from services.common.errors import Problem
-from services.extractive import chat, responses, schemas
+from services.extractive import chat, embeddings, responses, schemas
 from services.extractive.answer import DESCRIPTION, MODEL, Reply, reply
 
 MAX_BYTES = 16 << 20
 
 router = APIRouter()
 
-_MODEL: dict[str, Any] = {
-    "id": MODEL,
-    "object": "model",
-    "created": 0,
-    "owned_by": "headrace",
-    "description": DESCRIPTION,
+_MODELS: dict[str, dict[str, Any]] = {
+    id: {"id": id, "object": "model", "created": 0, "owned_by": "headrace", "description": description}
+    for id, description in ((MODEL, DESCRIPTION), (embeddings.MODEL, embeddings.DESCRIPTION))
 }
 _STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 @router.get("/v1/models", tags=["openai"])
 async def models() -> JSONResponse:
-    """The one model."""
-    return JSONResponse({"object": "list", "data": [_MODEL]})
+    """The one that answers and the one that makes vectors."""
+    return JSONResponse({"object": "list", "data": [*_MODELS.values()]})
 
 
 @router.get("/v1/models/{model}", tags=["openai"])
 async def model(model: str) -> JSONResponse:
     """What it is."""
-    _must_be_ours(model)
-    return JSONResponse(_MODEL)
+    if model not in _MODELS:
+        raise _unknown(*_MODELS)
+    return JSONResponse(_MODELS[model])
 
 
 @router.post("/v1/chat/completions", tags=["openai"], openapi_extra=documented(schemas.Completion))
@@ -59,8 +57,21 @@ async def create_response(request: Request) -> Response:
     return JSONResponse(responses.whole(asked, answer))
 
 
+@router.post("/v1/embeddings", tags=["openai"], openapi_extra=documented(schemas.EmbeddingRequest))
+async def create_embeddings(request: Request) -> Response:
+    """Vectors of texts, as floats or in base64."""
+    found: embeddings.Embeddings = request.app.state.embeddings
+    asked = schemas.embedding_request(
+        await parsed(await read(request, max_bytes=MAX_BYTES), max_bytes=MAX_BYTES), found.dimensions
+    )
+    if asked.model != embeddings.MODEL:
+        raise _unknown(embeddings.MODEL)
+    return JSONResponse(await found.answer(asked))
+
+
 def _answer(asked: schemas.Completion | schemas.ResponseRequest) -> Reply:
-    _must_be_ours(asked.model)
+    if asked.model != MODEL:
+        raise _unknown(MODEL)
     return reply(schemas.messages_of(asked), schemas.tools_of(asked))
 
 
@@ -68,12 +79,11 @@ def _events(stream: Any) -> StreamingResponse:
     return StreamingResponse(stream, media_type="text/event-stream", headers=_STREAM)
 
 
-def _must_be_ours(model: str) -> None:
-    if model != MODEL:
-        raise Problem(
-            404,
-            "model_not_found",
-            "No such model",
-            f"This server has one model, {MODEL}; ask for that.",
-            errors=[{"path": "/model", "message": "unknown"}],
-        )
+def _unknown(*ours: str) -> Problem:
+    return Problem(
+        404,
+        "model_not_found",
+        "No such model",
+        f"Ask for {' or '.join(ours)} here.",
+        errors=[{"path": "/model", "message": "unknown"}],
+    )

@@ -1,12 +1,15 @@
 """Requests of the OpenAI API as far as this server reads them; other fields are ignored, as there."""
 
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
 
 from services.common.body import decode
 from services.common.errors import invalid
 from services.extractive.answer import Message, ToolCall
+
+MAX_TEXTS: Final = 2048
+"""Of one request for vectors, as in the OpenAI API."""
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -77,6 +80,17 @@ class ResponseRequest(msgspec.Struct, frozen=True):
     tool_choice: Any = None
 
 
+class EmbeddingRequest(msgspec.Struct, frozen=True):
+    """`POST /v1/embeddings`. Arrays of token numbers are not taken: they are of another model's words."""
+
+    model: str
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    input_type: Literal["query", "passage"] | None = None
+    """E5 has two kinds of vectors; without it all texts are queries, which suits comparing like with like."""
+
+
 def completion(value: object) -> Completion:
     """Raises: Problem 422."""
     asked = decode(value, Completion)
@@ -90,6 +104,17 @@ def response_request(value: object) -> ResponseRequest:
     asked = decode(value, ResponseRequest)
     if not asked.input:
         raise invalid("/input", "Give a text or at least one item.")
+    return asked
+
+
+def embedding_request(value: object, dimensions: int) -> EmbeddingRequest:
+    """Raises: Problem 422."""
+    asked = decode(value, EmbeddingRequest)
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    if not 1 <= len(texts) <= MAX_TEXTS or not all(texts):
+        raise invalid("/input", f"Give 1 to {MAX_TEXTS} texts, none of them empty.")
+    if asked.dimensions not in (None, dimensions):
+        raise invalid("/dimensions", f"Vectors have {dimensions} dimensions; leave it out.")
     return asked
 
 

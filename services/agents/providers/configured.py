@@ -12,7 +12,7 @@ from core.settings import ProviderSettings, ServiceSettings
 from services.agents.providers.model import Kind, ModelPrice, Provider
 
 LOCAL = "local"
-LOCAL_MODEL = "local-extractive"
+LOCAL_MODELS = ("local-extractive", "multilingual-e5-small")
 
 Name = Annotated[
     str,
@@ -89,6 +89,6 @@ def _local(services: ServiceSettings) -> Provider:
         kind="openai",
         base_url=f"{services.extractive_url}/v1",
         api_key=Secret("local"),
-        models=(LOCAL_MODEL,),
-        prices={LOCAL_MODEL: ModelPrice(Decimal(0), Decimal(0))},
+        models=LOCAL_MODELS,
+        prices={model: ModelPrice(Decimal(0), Decimal(0)) for model in LOCAL_MODELS},
     )

@@ -91,7 +91,7 @@ async def test_providers_belong_to_their_organisation(
         await providers.resolve(other.principal.tenant_id, "mine/m-1")
     assert error.value.code == "unknown_provider"
     assert [target.name for target in await providers.models(acme.principal.tenant_id)] == [
-        "mine/m-1", "mine/org/m-2", "local/local-extractive",
+        "mine/m-1", "mine/org/m-2", "local/local-extractive", "local/multilingual-e5-small",
     ]  # fmt: skip
 
 

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 import openai
 import pytest
 
+from core.embedding.e5 import E5Model
 from services.extractive.answer import DESCRIPTION, FINGERPRINT, MODEL
 from services.extractive.language import NOTHING_FOUND
 from tests.servers import free_port, running
 from tests.services.process import service
 
 QUESTION = "How do runs resume?"
+ASK: Any = [{"role": "user", "content": QUESTION}]
+E5 = "multilingual-e5-small"
 TOOLS = [
     {
         "type": "function",
@@ -24,11 +28,14 @@ TOOLS = [
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("extractive")
-    with running(
-        service("extractive", free_port(), {"HEADRACE_EXTRACTIVE_WORD_MS": "1"}), folder / "log"
-    ) as one:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("extractive")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    variables = {"HEADRACE_EXTRACTIVE_WORD_MS": "1", "HEADRACE_STATE_DIR": str(folder)}
+    with running(service("extractive", free_port(), variables), folder / "log") as one:
         yield one.address
     assert '"level":"error"' not in Path(folder / "log").read_text()
 
@@ -40,9 +47,54 @@ async def client(address: str) -> AsyncIterator[Any]:
 
 
 async def test_models_say_what_they_are(client: Any) -> None:
-    (only,) = [model async for model in client.models.list()]
-    assert (only.id, only.owned_by) == (MODEL, "headrace")
+    models = [(model.id, model.owned_by) async for model in client.models.list()]
+    assert models == [(MODEL, "headrace"), ("multilingual-e5-small", "headrace")]
     assert (await client.models.retrieve(MODEL)).model_dump()["description"] == DESCRIPTION
+    for gone in (client.models.retrieve("gpt-5"), client.chat.completions.create(model="x", messages=ASK)):
+        with pytest.raises(openai.NotFoundError):
+            await gone
+
+
+async def test_vectors_are_those_that_documents_have(client: Any, folder: Path) -> None:
+    """The SDK asks for base64 where nothing is said."""
+    texts = ["When is the gate closed?", "冬天到来之前关闭闸门。"]
+    model = E5Model(folder / "embedding")
+    given = await client.embeddings.create(model=E5, input=texts)
+    assert (given.model, [one.index for one in given.data]) == (E5, [0, 1])
+    assert np.array_equal([one.embedding for one in given.data], [model.query(text) for text in texts])
+    assert given.usage.prompt_tokens == given.usage.total_tokens == sum(model.tokens(texts))
+    passage = await client.embeddings.create(
+        model=E5, input=texts[1], encoding_format="float", extra_body={"input_type": "passage"}
+    )
+    assert np.array_equal(passage.data[0].embedding, model.passages(texts[1:])[0])
+    many = [f"text {number}" for number in range(20)]
+    assert [one.index for one in (await client.embeddings.create(model=E5, input=many)).data] == [*range(20)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"input": ["short", "word " * 600]}, "input.1"),
+        ({"input": []}, "input"),
+        ({"input": ["a", ""]}, "input"),
+        ({"input": [1, 2]}, "input.0"),
+        ({"input": "a", "dimensions": 256}, "dimensions"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
+    ],
+)
+async def test_what_makes_no_vector_is_refused_by_its_place(
+    client: Any, asked: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        await client.post("/embeddings", body={"model": E5, **asked}, cast_to=object)
+    assert refused.value.param == param
+
+
+async def test_a_model_for_another_purpose_is_not_found(client: Any) -> None:
+    with pytest.raises(openai.NotFoundError):
+        await client.embeddings.create(model=MODEL, input="a")
+    with pytest.raises(openai.NotFoundError):
+        await client.chat.completions.create(model=E5, messages=ASK)
 
 
 async def test_a_tool_round_trip_whole_and_streamed_say_the_same(client: Any) -> None:
