@@ -63,7 +63,7 @@ class Embeddings:
         usage = {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)}
         return {"object": "list", "data": data, "model": MODEL, "usage": usage}
 
-    def _vectors(self, texts: list[str], kind: str) -> Any:
+    def _vectors(self, texts: list[str], kind: str | None) -> Any:
         return (
             self._model.passages(texts) if kind == "passage" else [self._model.query(text) for text in texts]
         )
