@@ -328,8 +328,8 @@ class AgentSettings(Settings):
     agent_heartbeat_seconds: float = Field(
         default=15.0,
         ge=0.05,
-        le=300,
-        description="A stream of events sends a comment after so long, so that no proxy takes it for dead.",
+        le=30,  # the gateway takes an answer for dead that is silent for 60 s
+        description="Seconds between the comments by which a stream without events shows that it lives.",
     )
 
 

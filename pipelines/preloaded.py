@@ -3,15 +3,40 @@
 Only what starts no thread: Polars, Delta and Arrow do, and a fork has none of its parent's threads.
 """
 
+import ctypes
 import gc
+import importlib
+import os
+import signal
+import traceback
+from typing import Final
 
-import dagster._grpc.impl
-import dagster_postgres
+PARTS: Final = (
+    "dagster._cli.api",
+    "dagster._grpc.impl",
+    "dagster._grpc.server",
+    "dagster_postgres",
+    "pipelines.definitions",
+)
+_PR_SET_PDEATHSIG: Final = 1
+_FORK_SERVER: Final = os.getpid()
 
-import pipelines.definitions
 
-__all__ = ["dagster", "dagster_postgres", "pipelines"]
+def _die_with_the_fork_server() -> None:
+    """The code server knows a run through the fork server alone: when that is gone it reports the run as failed and
+    Dagster starts it anew, so the old one must not work on beside it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != _FORK_SERVER:
+        os._exit(1)
 
+
+for part in PARTS:
+    try:
+        importlib.import_module(part)
+    except Exception:
+        traceback.print_exc()
+
+os.register_at_fork(after_in_child=_die_with_the_fork_server)
 # The collector of a fork would write to every object here, and no page would stay shared.
 gc.collect()
 gc.freeze()

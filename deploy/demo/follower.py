@@ -16,7 +16,7 @@ from deploy.demo.run import DemoError
 SUBPROTOCOL: Final = Subprotocol("agent.v1")
 TERMINAL: Final = frozenset({"run.completed", "run.failed", "run.cancelled"})
 EVENTS_BETWEEN: Final = 3
-"""Events of one connection until it is cut: the shortest answer has seven, so two cuts always come to pass."""
+"""Events of one connection until it is cut: an answer with a citation has at least ten, so both cuts come to pass."""
 _PAUSE: Final = 0.2
 
 

@@ -26,10 +26,18 @@ def fork_servers(code: int) -> list[psutil.Process]:
     """
     return [
         child
-        for child in psutil.Process(code).children()
-        if child.status() != psutil.STATUS_ZOMBIE
-        and "multiprocessing.forkserver" in " ".join(child.cmdline())
+        for child in _alive(psutil.Process(code))
+        if "multiprocessing.forkserver" in " ".join(child.cmdline())
     ]
+
+
+def forks(code: int) -> list[psutil.Process]:
+    """The processes in which runs of this code server execute now. Raises: psutil.NoSuchProcess."""
+    return [run for server in fork_servers(code) for run in _alive(server)]
+
+
+def _alive(parent: psutil.Process) -> list[psutil.Process]:
+    return [child for child in parent.children() if child.status() != psutil.STATUS_ZOMBIE]
 
 
 class DrillError(Exception):
@@ -124,7 +132,7 @@ class Platform:
         if code is None:
             return None
         try:
-            return next((int(run.pid) for server in fork_servers(code) for run in server.children()), None)
+            return next((run.pid for run in forks(code)), None)
         except psutil.NoSuchProcess:
             return None
 

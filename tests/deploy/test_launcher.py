@@ -14,11 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from deploy.components import is_ready
 from deploy.dagster_web import ask
-from deploy.drill.platform import fork_servers
+from deploy.drill.platform import fork_servers, forks
 from deploy.installation import load
 from deploy.supervisor.processes import alive, identify, kill_all, marked, send, wait_gone
 from deploy.supervisor.run_folder import RunFolder
@@ -36,6 +37,7 @@ mutation ($job: String!) { launchRun(executionParams: {runConfigData: {}, select
     repositoryLocationName: "headrace", repositoryName: "__repository__", jobName: $job}}) {
         __typename ... on LaunchRunSuccess { run { runId } } } }
 """
+TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 
 
@@ -118,27 +120,62 @@ def test_taken_ports_are_named_with_their_owner(data: Path, tmp_path: Path) -> N
     assert "--port-base" in answer.stderr
 
 
-def run_and_watch(data: Path, job: str) -> set[int]:
-    """Let Dagster run the job to its good end; returns the forks that were seen meanwhile."""
-    port, code, seen = load(data).port("dagster-web"), component(data, "dagster-code")["pid"], set()
-    run = ask(port, LAUNCH, job=job)["launchRun"]["run"]["runId"]
-    while (status := ask(port, STATUS, run=run)["runOrError"]["status"]) != "SUCCESS":
-        assert status not in ("FAILURE", "CANCELED")
-        seen |= {child.pid for server in fork_servers(code) for child in server.children()}
+def launched(data: Path, job: str) -> str:
+    """Id of a new run of the job."""
+    return str(ask(load(data).port("dagster-web"), LAUNCH, job=job)["launchRun"]["run"]["runId"])
+
+
+def state_of(data: Path, run: str) -> str:
+    return str(ask(load(data).port("dagster-web"), STATUS, run=run)["runOrError"]["status"])
+
+
+def started(data: Path, job: str) -> tuple[str, list[psutil.Process]]:
+    """Id of a new run that works now, and the processes of runs, its own among them."""
+    run, code = launched(data, job), component(data, "dagster-code")["pid"]
+    while state_of(data, run) != "STARTED":
         time.sleep(0.05)
-    return seen
+    return run, forks(code)
 
 
-def test_a_run_is_a_fork_and_a_killed_fork_server_is_replaced(data: Path) -> None:
-    code = component(data, "dagster-code")["pid"]
-    assert run_and_watch(data, "lake_maintenance")
-    (first,) = fork_servers(code)
+def test_a_run_is_a_fork_of_a_process_that_has_imported(data: Path) -> None:
+    run, code, seen = launched(data, "lake_maintenance"), component(data, "dagster-code")["pid"], set()
+    while (state := state_of(data, run)) != "SUCCESS":
+        assert state not in ("FAILURE", "CANCELED")
+        seen |= {fork.pid for fork in forks(code)}
+        time.sleep(0.05)
+    assert seen
+    (server,) = fork_servers(code)
     # A thread of the server would be missing in its forks, and what it held locked would stay so.
-    assert first.num_threads() == 1
-    first.kill()
-    assert run_and_watch(data, "lake_maintenance")
-    (second,) = fork_servers(code)
-    assert second.pid != first.pid
+    assert server.num_threads() == 1
+    assert any("psycopg2" in one.path for one in server.memory_maps())
+
+
+def test_a_run_that_is_cancelled_ends(data: Path) -> None:
+    run, working = started(data, "quality_suites")
+    assert working
+    ask(load(data).port("dagster-web"), TERMINATE, run=run)
+    while (state := state_of(data, run)) != "CANCELED":
+        assert state in ("STARTED", "CANCELING")
+        time.sleep(0.1)
+    _, left = psutil.wait_procs(working, timeout=60)
+    assert left == []
+
+
+def test_a_run_dies_with_the_fork_server_and_is_retried_on_another(data: Path) -> None:
+    run, working = started(data, "quality_suites")
+    assert working
+    code = component(data, "dagster-code")["pid"]
+    (server,) = fork_servers(code)
+    server.kill()
+    # Who goes on would work beside the retry.
+    _, left = psutil.wait_procs(working, timeout=10)
+    assert left == []
+    while (state := state_of(data, run)) != "FAILURE":
+        assert state == "STARTED"
+        time.sleep(0.1)
+    while not forks(code):
+        time.sleep(0.05)
+    assert fork_servers(code) != [server]
 
 
 @pytest.mark.parametrize("name", ["postgres", "valkey", "gateway"])

@@ -55,9 +55,11 @@ def headrace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     else:
         made = Made(folder / "data")
         made("up", "--profile", "stack", "--port-base", str(free_base()), "--detach")
-        made("demo")
-        yield made
-        made("down")
+        try:
+            made("demo")
+            yield made
+        finally:
+            made("down")
     assert made.processes() == []
 
 
@@ -87,7 +89,11 @@ def make_run(home: Path) -> Iterator[Made]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
-            process.wait()
+            try:
+                process.wait(120)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
     assert "nothing is left running" in output.read_text()
     assert not [row for row in made.json("status") if row["state"] != "stopped"]
 
@@ -115,8 +121,10 @@ embedded = pytest.mark.parametrize("headrace", ["embedded"], indirect=True)
 
 @embedded
 def test_make_run_shows_the_demo_and_how_to_go_on(headrace: Made) -> None:
+    assert "did not end well" not in headrace.shown
     for part in (
         "equals the invoice to the last digit",
+        "each tenant's answer holds its own marker, and no search finds the other's",
         "48.7459525",
         "owner@",
         "password",

@@ -121,6 +121,7 @@ async def test_a_search_ends_by_its_deadline_and_too_many_are_told_when_to_come_
     channel: grpc.aio.Channel, acme: Caller, platform: Platform
 ) -> None:
     memory, question = pb_grpc.MemoryServiceStub(channel), pb.SearchRequest(query="x", mode="dense")
+    await memory.Search(question, timeout=9, metadata=who(acme))  # connected before the server stops
     with stopped(platform.vectors.vectors_url):
         late = await refusal(memory.Search(question, metadata=who(acme)))
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
