@@ -187,8 +187,8 @@ class ProviderDouble:
         await answer.prepare(request)
         self.open += 1
         try:
-            if behaviour == "hang":
-                await asyncio.sleep(3600)
+            while behaviour == "hang" and request.transport is not None:  # None once the caller has gone
+                await asyncio.sleep(0.05)
             sent = 0
             async for event in events:
                 if behaviour in ("cut", "reported-cut", "clean-end", "bad-json") and sent == 3:

@@ -21,7 +21,7 @@ from core.database import Database
 from core.security.secret import Secret
 from core.settings import ProviderSettings, SecuritySettings, ServiceSettings
 from services.agents.providers import Provider, ProviderError, Providers, open_providers
-from services.agents.providers.configured import configured
+from services.agents.providers.configured import LOCAL_MODELS, configured
 from services.agents.providers.egress import Egress, EgressError, GuardedResolver, GuardedTransport, is_public
 from tests.doubles.provider import ProviderDouble
 from tests.services.agents.platform import Caller
@@ -65,7 +65,7 @@ async def test_a_key_goes_in_and_never_comes_out(
     path = f"/api/v1/providers/{created['id']}"
     listed = await acme.get("/api/v1/providers")
     assert listed["data"] == [created] == [await acme.get(path)]
-    assert {"name": "local", "kind": "openai", "models": ["local-extractive"]} in listed["platform"]
+    assert {"name": "local", "kind": "openai", "models": [*LOCAL_MODELS]} in listed["platform"]
     assert KEY not in json.dumps([created, listed])
     async with system.reader() as connection:
         stored = await connection.scalar(

@@ -129,6 +129,9 @@ async def test_streams_say_that_they_are_alive_while_a_model_is_silent(platform:
                 while seen.count(b": alive\n\n") < 2:
                     seen.append(await answer.content.readuntil(b"\n\n"))
             assert all(one == b": alive\n\n" or b"data: " in one for one in seen)
+            run = answer.headers["x-run-id"]
+            async with http.post(f"{platform.gateways[0]}/api/v1/runs/{run}/cancel") as answer:
+                assert answer.status == 200, await answer.text()
 
 
 async def test_an_agent_answers_as_a_chat(platform: Platform, client: AsyncOpenAI, key: str) -> None:
