@@ -1,8 +1,7 @@
 """HTTP of the memory service."""
 
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -23,8 +22,6 @@ from services.memory.transfers import Transfers
 
 router = APIRouter()
 
-_ID: Final = re.compile(r"[a-z]{2,8}_[0-9a-f-]{36}", re.ASCII)
-
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -43,8 +40,7 @@ def _memory(request: Request) -> Memory:
 
 
 def _known_shape(what: str, text: str) -> str:
-    """Ids have one shape; any other text names nothing, whatever a database would make of it."""
-    if _ID.fullmatch(text) is None:
+    if schemas.ID.fullmatch(text) is None:
         raise not_found(what)
     return text
 

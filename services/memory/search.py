@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from core.database import Database, tenant
@@ -19,7 +19,7 @@ from core.knowledge.fusion import CANDIDATES, Fused, fuse, scaled
 from core.knowledge.terms import terms
 from core.vectors import Hit, LexicalUnsupportedError, ModelMismatchError, Vectors
 from services.memory import store, usage
-from services.memory.schemas import Mode
+from services.memory.schemas import ID, Mode
 
 IN_FLIGHT: Final = 64
 """Searches at once; more are refused, because they would only wait for each other."""
@@ -97,6 +97,9 @@ class Search:
         if self._running >= IN_FLIGHT:
             raise BusyError(f"{IN_FLIGHT} searches are running")
         self._running += 1
+        if question.knowledge_bases is not None:
+            known = [one for one in question.knowledge_bases if ID.fullmatch(one)]
+            question = replace(question, knowledge_bases=known)
         try:
             return await self._find(question)
         finally:

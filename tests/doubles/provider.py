@@ -187,7 +187,8 @@ class ProviderDouble:
         await answer.prepare(request)
         self.open += 1
         try:
-            while behaviour == "hang" and request.transport is not None:  # None once the caller has gone
+            # aiohttp tells that the caller has gone by the transport alone.
+            while behaviour == "hang" and request.transport is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             sent = 0
             async for event in events:

@@ -243,7 +243,8 @@ async def test_bases(acme: Caller, indexer: Indexer) -> None:
         await indexer.index(acme.tenant, document)
     found = await acme.search("cat", knowledge_bases=[second], top_k=50)
     assert {hit["document"] for hit in found["data"]} == {two}
-    assert (await acme.search("cat", knowledge_bases=[]))["data"] == []
+    for nothing in ([], ["kb_none"], ["\u00ad" * 150], ['"; drop'], ["x" * 5_000]):
+        assert (await acme.search("cat", knowledge_bases=nothing))["data"] == []
     page = (await acme.call("GET", "/api/v1/knowledge-bases?limit=1&order=asc")).json
     assert ([hit["id"] for hit in page["data"]], page["has_more"]) == ([first], True)
     rest = (await acme.call("GET", f"/api/v1/knowledge-bases?order=asc&after={first}")).json
