@@ -19,14 +19,18 @@ PARTS: Final = (
     "pipelines.definitions",
 )
 _PR_SET_PDEATHSIG: Final = 1
-_FORK_SERVER: Final = os.getpid()
+_fork_server: int | None = os.getpid()
 
 
 def _die_with_the_fork_server() -> None:
     """The code server knows a run through the fork server alone: when that is gone it reports the run as failed and
-    Dagster starts it anew, so the old one must not work on beside it."""
+    Dagster starts it anew, so the old one must not work on beside it. (Forks of a run are the run's own affair.)"""
+    global _fork_server
+    if _fork_server is None:
+        return
+    parent, _fork_server = _fork_server, None
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != _FORK_SERVER:
+    if os.getppid() != parent:
         os._exit(1)
 
 
