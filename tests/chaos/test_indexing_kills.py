@@ -25,7 +25,7 @@ from core.objects import open_objects
 from core.settings import DatabaseSettings, ObjectSettings, VectorSettings
 from core.vectors import Vectors
 from services.memory.search import Question, Search
-from tests.assets.knowledge.library import Library, docx, pdf
+from tests.assets.knowledge.library import BASE, Library, docx, pdf
 from tests.chaos import indexer
 from tests.chaos.indexer import Fuse
 
@@ -185,7 +185,7 @@ class Reader(threading.Thread):
                 ended = self._end.is_set()  # then once more
                 for name, document in list(self._shelf.documents.items()):
                     word = name.partition(".")[0]
-                    found = await search.find(Question(of.tenant, word, 100, knowledge_bases=["kb"]))
+                    found = await search.find(Question(of.tenant, word, 100, knowledge_bases=[BASE]))
                     versions = Counter(
                         one.hit.version for one in found.passages if one.hit.document == document
                     )

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import text
 
@@ -23,6 +23,7 @@ from core.settings import DatabaseSettings, ObjectSettings, VectorSettings
 from core.vectors import Vectors
 
 T = TypeVar("T")
+BASE: Final = "kb_00000000-0000-7000-8000-000000000001"
 
 
 @dataclass
@@ -50,7 +51,8 @@ class Library:
             slug=f"library-{secrets.token_hex(6)}",
         )
         await library.sql(
-            "insert into knowledge_base (tenant_id, id, slug, name, created_by) values (:tenant, 'kb', 'kb', 'KB', 'me')"
+            "insert into knowledge_base (tenant_id, id, slug, name, created_by) values (:tenant, :base, 'kb', 'KB', 'me')",
+            base=BASE,
         )
         async with open_objects(objects, database) as store:
             await store.ensure_bucket("knowledge", versioned=True)
@@ -71,7 +73,7 @@ class Library:
             document = new_id("doc")
             await self.sql(
                 "insert into document (tenant_id, id, knowledge_base_id, name, created_by) "
-                "values (:tenant, :id, 'kb', :name, 'me')", id=document, name=name,
+                "values (:tenant, :id, :base, :name, 'me')", id=document, name=name, base=BASE,
             )  # fmt: skip
         ((version,),) = await self.sql(
             "update document set last_version = last_version + 1 where tenant_id = :tenant and id = :id "
@@ -151,7 +153,7 @@ class Library:
         try:
             index.ensure(self.model)
             hits = await asyncio.to_thread(
-                index.dense, self.tenant, self.model.query(query).tolist(), 5, ["kb"]
+                index.dense, self.tenant, self.model.query(query).tolist(), 5, [BASE]
             )
             return [(hit.document, hit.version, hit.text, hit.start, hit.end) for hit in hits]
         finally:
