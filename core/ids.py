@@ -6,18 +6,26 @@ would be one event.
 """
 
 import hashlib
+import re
 import uuid
 from collections.abc import Iterable
+from typing import Final
 
 import uuid_utils
 
 NAMESPACE = uuid.UUID("6f0d2d0e-5c57-5c0e-9d54-2f1f6f1c7a10")
 """Namespace of every derived (UUIDv5) identifier of the platform."""
+_ID: Final = re.compile(r"[a-z]{2,8}_[0-9a-f-]{36}", re.ASCII)
 
 
 def new_id(prefix: str) -> str:
     """A fresh identifier such as `org_01890a5d-ac96-774b-bcce-b302099a8057`."""
     return f"{prefix}_{uuid_utils.uuid7()}"
+
+
+def is_id(text: str) -> bool:
+    """True for what `new_id` could have made: any other text names nothing, whatever a store would make of it."""
+    return _ID.fullmatch(text) is not None
 
 
 def derived_id(*parts: str) -> str:

@@ -25,6 +25,17 @@ _PROMISED: set[int] = set()
 """Ports that were asked for and may not be bound yet."""
 
 
+def listener(port: int) -> psutil.Process:
+    """The process that takes connections there."""
+    (pid,) = {
+        one.pid
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr[1] == port
+    }
+    assert pid is not None
+    return psutil.Process(pid)
+
+
 def free_port() -> int:
     """A free port below the ephemeral range, so that no outgoing connection takes it meanwhile."""
     for _ in range(200):

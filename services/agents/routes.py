@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from starlette.responses import Response
 
+from core.ids import is_id
 from services.agents import internal, schemas
 from services.agents.agent_store import Agent
 from services.agents.attachments import Attachments
@@ -26,7 +27,6 @@ router = APIRouter()
 router.include_router(internal.router)
 
 MAX_BYTES: Final = 4 << 20
-_ID: Final = re.compile(r"[a-z]{2,8}_[0-9a-f-]{36}", re.ASCII)
 _AGENT: Final = re.compile(r"agt_[0-9a-f-]{36}|[a-z0-9-]{1,63}", re.ASCII)
 
 
@@ -57,19 +57,19 @@ def _agent_name(agent: Annotated[str, Path(alias="id", description="`agt_…` or
 
 
 def _conversation_id(conversation: Annotated[str, Path(alias="id", description="`cnv_…`")]) -> str:
-    if _ID.fullmatch(conversation) is None:
+    if not is_id(conversation):
         raise not_found("conversation")
     return conversation
 
 
 def _run_id(run: Annotated[str, Path(alias="id", description="`run_…`")]) -> str:
-    if _ID.fullmatch(run) is None:
+    if not is_id(run):
         raise not_found("run")
     return run
 
 
 def _call_id(call: Annotated[str, Path(description="`tcl_…`")]) -> str:
-    if _ID.fullmatch(call) is None:
+    if not is_id(call):
         raise not_found("approval")
     return call
 

@@ -35,7 +35,7 @@ class Embeddings:
             Problem: 422, a text is longer than the model reads: nothing is cut off in silence.
             GraphError, WeightsError: the model cannot be loaded.
         """
-        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        texts = asked.texts
         tokens = await asyncio.to_thread(self._model.tokens, texts)
         for number, count in enumerate(tokens):
             if count > self._model.max_tokens:

@@ -90,6 +90,10 @@ class EmbeddingRequest(msgspec.Struct, frozen=True):
     input_type: Literal["query", "passage"] | None = None
     """E5 has two kinds of vectors; without it all texts are queries, which suits comparing like with like."""
 
+    @property
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
 
 def completion(value: object) -> Completion:
     """Raises: Problem 422."""
@@ -110,8 +114,7 @@ def response_request(value: object) -> ResponseRequest:
 def embedding_request(value: object, dimensions: int) -> EmbeddingRequest:
     """Raises: Problem 422."""
     asked = decode(value, EmbeddingRequest)
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    if not 1 <= len(texts) <= MAX_TEXTS or not all(texts):
+    if not 1 <= len(asked.texts) <= MAX_TEXTS or not all(asked.texts):
         raise invalid("/input", f"Give 1 to {MAX_TEXTS} texts, none of them empty.")
     if asked.dimensions not in (None, dimensions):
         raise invalid("/dimensions", f"Vectors have {dimensions} dimensions; leave it out.")

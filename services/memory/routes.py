@@ -7,6 +7,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
+from core.ids import is_id
 from services.common.auth import require, require_system
 from services.common.body import documented, json_body
 from services.common.errors import not_found
@@ -40,7 +41,7 @@ def _memory(request: Request) -> Memory:
 
 
 def _known_shape(what: str, text: str) -> str:
-    if schemas.ID.fullmatch(text) is None:
+    if not is_id(text):
         raise not_found(what)
     return text
 

@@ -1,6 +1,5 @@
 """What the memory service reads, and how it shows what it holds."""
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
@@ -14,8 +13,6 @@ from services.memory.store import Base, Document, Version
 MAX_TOP_K: Final = 50
 DEFAULT_TOP_K: Final = 8
 MAX_QUERY: Final = 4_000
-ID: Final = re.compile(r"[a-z]{2,8}_[0-9a-f-]{36}", re.ASCII)
-"""Ids have one shape; any other text names nothing, whatever a database would make of it."""
 """Characters of a question."""
 
 Mode = Literal["dense", "lexical", "hybrid"]

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from core.database import Database, tenant
 from core.embedding import EmbeddingModel
-from core.ids import new_id
+from core.ids import is_id, new_id
 from core.knowledge.fusion import CANDIDATES, Fused, fuse, scaled
 from core.knowledge.terms import terms
 from core.vectors import Hit, LexicalUnsupportedError, ModelMismatchError, Vectors
 from services.memory import store, usage
-from services.memory.schemas import ID, Mode
+from services.memory.schemas import Mode
 
 IN_FLIGHT: Final = 64
 """Searches at once; more are refused, because they would only wait for each other."""
@@ -96,10 +96,9 @@ class Search:
         """
         if self._running >= IN_FLIGHT:
             raise BusyError(f"{IN_FLIGHT} searches are running")
-        self._running += 1
         if question.knowledge_bases is not None:
-            known = [one for one in question.knowledge_bases if ID.fullmatch(one)]
-            question = replace(question, knowledge_bases=known)
+            question = replace(question, knowledge_bases=[*filter(is_id, question.knowledge_bases)])
+        self._running += 1
         try:
             return await self._find(question)
         finally:

@@ -1,11 +1,11 @@
 """What the routes of the users service work with, and how they read ids."""
 
-import re
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
+from core.ids import is_id
 from services.common.errors import not_found
 from services.users.accounts import Accounts
 from services.users.api_keys import ApiKeys
@@ -16,8 +16,6 @@ from services.users.members import Members
 from services.users.organizations import Organisations
 from services.users.sessions import Sessions
 from services.users.tokens import Tokens
-
-_ID: Final = re.compile(r"[a-z]{2,8}_[0-9a-f-]{36}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ def _users(request: Request) -> Users:
 
 def known_shape(what: str, text: str) -> str:
     """Ids have one shape; any other text names nothing, whatever a database would make of it."""
-    if _ID.fullmatch(text) is None:
+    if not is_id(text):
         raise not_found(what)
     return text
 

@@ -1,14 +1,11 @@
 """`memory.v1`: the same searches for agents, with deadlines, signed callers and honest statuses."""
 
-import os
-import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-import psutil
 import pytest
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.duration_pb2 import Duration
@@ -19,6 +16,7 @@ from core.contracts.memory import memory_pb2 as pb
 from core.contracts.memory import memory_pb2_grpc as pb_grpc
 from services.common.principal import HEADER, sign
 from services.memory.search import IN_FLIGHT
+from tests.servers import listener
 from tests.services.memory.platform import Caller, Indexer, Platform
 
 TEXT = "The invoice is due within thirty days of its date."
@@ -138,18 +136,12 @@ async def test_a_search_ends_by_its_deadline_and_too_many_are_told_when_to_come_
 @contextmanager
 def stopped(url: str) -> Iterator[None]:
     """The vector server takes connections and answers nothing."""
-    port = urlsplit(url).port
-    (pid,) = {
-        one.pid
-        for one in psutil.net_connections("tcp")
-        if one.status == "LISTEN" and one.laddr and one.laddr[1] == port
-    }
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    server = listener(urlsplit(url).port or 0)
+    server.suspend()
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        server.resume()
 
 
 def retry_after(error: grpc.aio.AioRpcError) -> float:

@@ -8,6 +8,7 @@ import psutil
 from sqlalchemy import text
 
 from core.database import Database, tenant
+from tests.servers import listener
 from tests.services.agents.openai.conftest import Platform
 
 CALLERS = 500
@@ -17,16 +18,8 @@ STREAM = b'{"model": "double/slow=2000", "stream": true, "messages": [{"role": "
 
 def _sockets(address: str) -> int:
     """Established TCP connections of the process that listens there; the kernel's count."""
-    port = int(address.rpartition(":")[2])
-    (listener,) = [
-        found
-        for found in psutil.net_connections("tcp")
-        if found.laddr and found.laddr[1] == port and found.status == psutil.CONN_LISTEN
-    ]
-    assert listener.pid is not None
-    return sum(
-        one.status == psutil.CONN_ESTABLISHED for one in psutil.Process(listener.pid).net_connections("tcp")
-    )
+    process = listener(int(address.rpartition(":")[2]))
+    return sum(one.status == psutil.CONN_ESTABLISHED for one in process.net_connections("tcp"))
 
 
 async def _metric(http: aiohttp.ClientSession, address: str, name: str) -> float:
