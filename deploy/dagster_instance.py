@@ -125,7 +125,7 @@ def components(
         ),
         Component(
             name="dagster-daemon",
-            argv=(*python, "dagster._daemon", "run", *workspace),
+            argv=(*python, "pipelines.daemon", "run", *workspace),
             env=base,
             cwd=home,
             prepare=lambda: daemon_started.__setitem__(0, time.time()),

@@ -5,6 +5,7 @@ The tests run in order on one installation; each leaves it ready for the next.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from deploy.components import is_ready
+from deploy.components import environment, is_ready
 from deploy.dagster_web import ask
 from deploy.drill.platform import fork_servers, forks
 from deploy.installation import load
@@ -38,6 +39,11 @@ mutation ($job: String!) { launchRun(executionParams: {runConfigData: {}, select
         __typename ... on LaunchRunSuccess { run { runId } } } }
 """
 TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
+EVENTS = """
+query ($run: ID!) { runOrError(runId: $run) { ... on Run {
+    eventConnection { events { ... on EngineEvent { message } } } } } }
+"""
+RETRIES = "{ runsOrError { ... on Runs { results { parentRunId } } } }"
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 
 
@@ -129,6 +135,34 @@ def state_of(data: Path, run: str) -> str:
     return str(ask(load(data).port("dagster-web"), STATUS, run=run)["runOrError"]["status"])
 
 
+MARK_STARTING = """
+import sys, dagster as dg
+with dg.DagsterInstance.get() as instance:
+    run = instance.get_run_by_id(sys.argv[1])
+    event = dg.DagsterEvent(event_type_value=dg.DagsterEventType.PIPELINE_STARTING.value, job_name=run.job_name)
+    instance.report_dagster_event(event, run_id=run.run_id)
+"""
+
+
+def mark_starting(data: Path, run: str) -> None:
+    """As the daemon does before it calls the code server."""
+    env = environment(load(data), "dagster-daemon")
+    subprocess.run([sys.executable, "-c", MARK_STARTING, run], env=env, check=True)
+
+
+def process_of(data: Path, run: str) -> int | None:
+    """Where the run executes, as it says itself; None before."""
+    events = ask(load(data).port("dagster-web"), EVENTS, run=run)["runOrError"]["eventConnection"]["events"]
+    found = (re.search(r"Started process for run \(pid: (\d+)\)", each.get("message", "")) for each in events)
+    return next((int(pid[1]) for pid in found if pid), None)
+
+
+def parents(data: Path) -> set[str]:
+    """Ids of the runs that were retried."""
+    rows = ask(load(data).port("dagster-web"), RETRIES)["runsOrError"]["results"]
+    return {row["parentRunId"] for row in rows}
+
+
 def started(data: Path, job: str) -> tuple[str, list[psutil.Process]]:
     """Id of a new run that works now, and the processes of runs, its own among them."""
     run, code = launched(data, job), component(data, "dagster-code")["pid"]
@@ -176,6 +210,31 @@ def test_a_run_dies_with_the_fork_server_and_is_retried_on_another(data: Path) -
     while not forks(code):
         time.sleep(0.05)
     assert fork_servers(code) != [server]
+
+
+def test_a_new_daemon_fails_the_run_that_the_dead_one_never_started_and_no_other(data: Path) -> None:
+    daemon = component(data, "dagster-daemon")["pid"]
+    known = launched(data, "lake_maintenance")
+    while not (pid := process_of(data, known)):
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGSTOP)  # it imports until now
+    assert state_of(data, known) == "STARTING"
+    os.kill(daemon, signal.SIGSTOP)
+    orphan = launched(data, "quality_suites")
+    mark_starting(data, orphan)
+    os.kill(daemon, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while state_of(data, orphan) != "FAILURE":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    while orphan not in parents(data):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert state_of(data, known) == "STARTING"
+    os.kill(pid, signal.SIGCONT)
+    while (state := state_of(data, known)) != "SUCCESS":
+        assert state in ("STARTING", "STARTED")
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("name", ["postgres", "valkey", "gateway"])
