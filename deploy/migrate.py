@@ -76,17 +76,22 @@ def ensure_roles(superuser_dsn: str, database: str, passwords: Mapping[str, str]
         connection.close()
 
 
+def revisions() -> list[str]:
+    """All of them, the oldest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
+
+
 def newest_revision() -> str:
     """The revision that this version of the code needs."""
-    return str(ScriptDirectory.from_config(_config()).get_current_head())
+    return revisions()[-1]
 
 
 def _config() -> Config:
     return Config(str(Path(__file__).parent / "migrations" / "alembic.ini"))
 
 
-def upgrade(settings: DatabaseSettings) -> None:
-    """Bring the schema to the newest revision (role `hr_owner`)."""
+def upgrade(settings: DatabaseSettings, revision: str = "head") -> None:
+    """Bring the schema to a revision, the newest where left out (role `hr_owner`)."""
     config = _config()
     config.attributes["url"] = role_url(settings, "owner", driver="psycopg2")
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

@@ -145,8 +145,8 @@ def running(component: Component, log: Path) -> Iterator[Component]:
         stop(component, process)
 
 
-def database_settings(port: int, superuser_password: str) -> DatabaseSettings:
-    """Make roles and schema on the server at `port` and return the settings that reach it."""
+def database_settings(port: int, superuser_password: str, *, migrated: bool = True) -> DatabaseSettings:
+    """Make roles and, where `migrated`, the schema on the server at `port`; return the settings that reach it."""
     passwords = {role: secrets.token_hex(16) for role in migrate.ROLES}
     migrate.ensure_roles(
         f"postgresql://postgres:{superuser_password}@127.0.0.1:{port}/postgres", "headrace", passwords
@@ -157,5 +157,6 @@ def database_settings(port: int, superuser_password: str) -> DatabaseSettings:
         database_app_password=passwords["hr_app"],
         database_system_password=passwords["hr_system"],
     )
-    migrate.upgrade(settings)
+    if migrated:
+        migrate.upgrade(settings)
     return settings
