@@ -101,18 +101,17 @@ def fill(connection: Connection, world: World) -> None:
         # Tables are filled in no order; nothing dangles once all are.
         cursor.execute("set session_replication_role = replica")
         for (schema, table), columns in tables(connection).items():
-            target, values = (
-                sql.Identifier(schema, table),
-                {each.name: world.value(table, each) for each in columns},
-            )
+            target = sql.Identifier(schema, table)
+            values = {each.name: world.value(table, each) for each in columns}
             needed = [each.name for each in columns if each.required or each.name in _ASKED.get(table, ())]
             insert = sql.SQL("insert into {} ({}) overriding system value values ({}) returning ctid").format(
                 target, sql.SQL(", ").join(map(sql.Identifier, needed)), sql.SQL(", ").join(sql.Placeholder() * len(needed)),
             )  # fmt: skip
             cursor.execute(insert, [values[name] for name in needed])
-            (row,) = cursor.fetchone() or ()
-            for name in values.keys() - set(needed):
-                row = _set(cursor, target, row, name, values[name])
+            row = _one(cursor)
+            for name, value in values.items():
+                if name not in needed:
+                    row = _set(cursor, target, row, name, value)
 
 
 def _set(cursor: Cursor, target: sql.Identifier, row: str, name: str, value: Any) -> str:
@@ -126,4 +125,10 @@ def _set(cursor: Cursor, target: sql.Identifier, row: str, name: str, value: Any
     except psycopg2.errors.CheckViolation:
         cursor.execute("rollback to savepoint optional")
         return row
-    return str((cursor.fetchone() or ())[0])
+    return _one(cursor)
+
+
+def _one(cursor: Cursor) -> str:
+    found = cursor.fetchone()
+    assert found is not None
+    return str(found[0])
