@@ -18,7 +18,7 @@ from services.common.token_window import RESERVED, window_name
 from services.gateway.exchange import CallerGoneError, Exchange
 from services.gateway.headers import Headers
 from services.gateway.routes import Route
-from services.gateway.trace import outgoing_traceparent
+from services.gateway.trace import logged_as, outgoing_traceparent
 
 if TYPE_CHECKING:
     from services.gateway.app import Gateway
@@ -50,6 +50,10 @@ class Call:
         self._status = 0
 
     async def run(self) -> None:
+        with logged_as(self._traceparent):
+            await self._run()
+
+    async def _run(self) -> None:
         exchange: Exchange | None = None
         try:
             exchange = await self._prepare()

@@ -24,6 +24,7 @@ class Running:
     """A gateway that answers, and what stands behind it."""
 
     component: Component
+    log: Path
 
     @property
     def address(self) -> str:
@@ -84,16 +85,17 @@ def behind(
 @pytest.fixture(scope="session")
 def gateway(behind: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("gateway")
-    with running(gateway_component(folder, behind), folder / "gateway.log") as component:
-        yield Running(component)
+    with running(gateway_component(folder, behind), log := folder / "gateway.log") as component:
+        yield Running(component, log)
 
 
 @pytest.fixture(scope="session")
 def impatient(behind: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("impatient-gateway")
     variables = {**behind, "HEADRACE_SPOOL_DIR": str(folder / "spool")}
-    with running(process("impatient_process", free_port(), variables), folder / "gateway.log") as component:
-        yield Running(component)
+    log = folder / "gateway.log"
+    with running(process("impatient_process", free_port(), variables), log) as component:
+        yield Running(component, log)
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +109,9 @@ def platform(
     with (
         running(service("users", users, variables), folder / "users.log"),
         running(service("billing", billing, variables), folder / "billing.log"),
-        running(gateway_component(folder, variables), folder / "gateway.log") as gateway,
+        running(gateway_component(folder, variables), log := folder / "gateway.log") as gateway,
     ):
-        yield Running(gateway)
+        yield Running(gateway, log)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import json
 import socket
 from contextlib import ExitStack
 
@@ -10,6 +11,7 @@ import aiohttp
 import pytest
 
 from services.gateway.routes import MIB
+from tests.servers import wait_for
 from tests.services.gateway.conftest import Running, connection
 from tests.services.gateway.upstream import Request, Upstream
 
@@ -92,6 +94,22 @@ async def test_half_an_answer_never_looks_whole(
         assert answer.status == 200
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
+
+
+@pytest.mark.parametrize("sent", ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", ""])
+async def test_a_line_in_the_log_names_the_trace_of_its_answer(
+    gateway: Running, upstream: Upstream, http: aiohttp.ClientSession, caller: dict[str, str], sent: str
+) -> None:
+    upstream.handler = lambda request: request.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
+    async with http.get(gateway.address + PATH, headers={**caller, "traceparent": sent}) as answer:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+    _, trace, span, _ = answer.headers["traceparent"].split("-")
+    assert trace in sent or not sent
+    wait_for(lambda: answer.headers["x-request-id"] in gateway.log.read_text())
+    lines = [json.loads(line) for line in gateway.log.read_text().splitlines()]
+    (line,) = [each for each in lines if each["data"].get("request") == answer.headers["x-request-id"]]
+    assert (line["message"], line["traceId"], line["spanId"]) == ("the answer broke off", trace, span)
 
 
 async def test_a_caller_that_leaves_cancels_the_work(
