@@ -182,7 +182,7 @@ def _conversations() -> Iterable[Holding]:
     yield t("public.run",
             "tenant_id id sequence conversation_id turn user_id agent_id agent_version spec metadata traceparent status epoch "
             "owner lease_until stalls last_seq safe_seq steps cancel_by created_at started_at ended_at waiting_since waited message_id "
-            "input_tokens output_tokens requests tool_calls error_code error_message retryable provider event_partition "
+            "input_tokens output_tokens cached_tokens reasoning_tokens requests tool_calls error_code error_message retryable provider event_partition "
             "first_offset last_offset", "runs that answered", "user_id", _ROWS, "conversation", erasure=delete)  # fmt: skip
     yield t("public.approval",
             "tenant_id run_id call round tool arguments reason requested_at expires_at decision decided_by note decided_at",

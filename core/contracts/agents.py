@@ -41,9 +41,9 @@ TYPES: Final = frozenset(
         "message.completed",  # {message, text, citations, sha256}
         "usage",  # {model, provider, input, output, cached, reasoning, usage: [event ids]}
         "run.takeover",  # {old_epoch, new_epoch, resumed_from, discard_after_seq}
-        "run.completed",  # {message, usage: {input, output, requests, tool_calls}}
-        "run.failed",  # {code, message, retryable, provider}
-        "run.cancelled",  # {by}
+        "run.completed",  # {message, usage: Totals}
+        "run.failed",  # {code, message, retryable, provider, usage}
+        "run.cancelled",  # {by, usage: where it is known}
     }
 )
 
@@ -73,6 +73,35 @@ class Citation(msgspec.Struct, frozen=True, gc=False):
     name: str = ""
     marker: int = 0
     """The `[n]` of the answer that it stands for."""
+
+
+class Totals(
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    rename={
+        "input_tokens": "input",
+        "output_tokens": "output",
+        "cached_tokens": "cached",
+        "reasoning_tokens": "reasoning",
+    },
+):
+    """What a run has used so far, over takeovers and broken-off requests too."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    """Part of the input."""
+    reasoning_tokens: int = 0
+    """Part of the output."""
+    requests: int = 0
+    """To models, those that a provider counted."""
+    tool_calls: int = 0
+    """That have a result."""
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
 
 
 class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):

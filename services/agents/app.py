@@ -168,7 +168,7 @@ def counted_in(loop: Execute, settle: Callable[[str, int], Awaitable[None]]) -> 
 
     async def counted(run: RunContext, journal: Journal) -> Outcome:
         outcome = await loop(run, journal)
-        used = outcome.input_tokens + outcome.output_tokens - run.counted
+        used = outcome.totals.tokens - run.counted
         await settle(window_name(run.tenant_id, run.user), used)
         return outcome
 

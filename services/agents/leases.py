@@ -10,11 +10,12 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.clock import now
-from core.contracts.agents import TASKS, AgentTask, Citation
+from core.contracts.agents import TASKS, AgentTask, Citation, Totals
 from core.eventlog.api import NewRecord
 from core.messaging.outbox import enqueue
 from services.agents.model import AgentSpec, Answered, Checkpoint, RunContext, StoredMessage, stored_spec
 from services.agents.notes import Identity
+from services.agents.store import TOTALS, totals_of
 
 HISTORY: Final = 200
 """Messages of a conversation that a run is given; the loop takes as many as its model can hold."""
@@ -41,7 +42,7 @@ _CLAIM: Final = text(
     from next where r.tenant_id = next.tenant_id and r.id = next.id
     returning r.tenant_id, r.id, r.conversation_id, r.turn, r.user_id, r.agent_id, r.agent_version, r.spec::text as spec, r.epoch,
               r.stalls, r.last_seq, r.safe_seq, r.steps, r.cancel_by, r.traceparent, next.status as found,
-              r.input_tokens, r.output_tokens, r.requests, r.tool_calls,
+              {TOTALS},
               extract(epoch from clock_timestamp() - r.started_at - r.waited) as running_for
     """
 )
@@ -77,11 +78,8 @@ class Claimed:
     """Seconds since its first start, without those it waited for people."""
     taken_over: bool
     """Another instance had it, and did not end it."""
-    input_tokens: int
-    output_tokens: int
-    requests: int
-    tool_calls: int
-    """Totals when it last waited for a person."""
+    totals: Totals
+    """When it last waited for a person."""
 
 
 async def claim(
@@ -149,7 +147,7 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
         checkpoints=tuple(Checkpoint(row.step, row.kind, bytes(row.payload)) for row in steps),
         deadline=now() + timedelta(seconds=claimed.spec.limits.seconds - claimed.running_for),
         answered=tuple(Answered(row.call, row.round, row.decision, row.note) for row in answered),
-        counted=claimed.input_tokens + claimed.output_tokens,
+        counted=claimed.totals.tokens,
     )
     return found, int(own[-1].place) + 1
 
@@ -222,8 +220,5 @@ def _claimed(row: Row[Any]) -> Claimed:
         cancel_by=row.cancel_by,
         running_for=max(0.0, float(row.running_for)),
         taken_over=row.found == "running",
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-        requests=row.requests,
-        tool_calls=row.tool_calls,
+        totals=totals_of(row),
     )

@@ -120,15 +120,7 @@ class _Loop:
 
     def outcome(self, **fields: Any) -> Outcome:
         """With the totals of the whole run."""
-        tokens = self._state.tokens
-        return Outcome(
-            input_tokens=tokens.input,
-            output_tokens=tokens.output,
-            requests=self._state.requests,
-            tool_calls=self._state.tool_calls,
-            provider=self._provider,
-            **fields,
-        )
+        return Outcome(totals=self._state.totals, provider=self._provider, **fields)
 
     def failed(self, code: str, message: str, *, retryable: bool = False) -> Outcome:
         return self.outcome(status="failed", error_code=code, error_message=message, retryable=retryable)

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from core.contracts.agents import Citation
+from core.contracts.agents import Citation, Totals
 
 Role = Literal["user", "assistant", "system"]
 Status = Literal["queued", "running", "waiting", "completed", "failed", "cancelled"]
@@ -162,11 +162,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Of the answer, as in its `message.completed`; empty where there is none."""
     text: str = ""
     citations: tuple[Citation, ...] = ()
-    input_tokens: int = 0
-    output_tokens: int = 0
-    requests: int = 0
-    tool_calls: int = 0
-    """Totals of the whole run, also of what checkpoints brought from earlier executions."""
+    totals: Totals = Totals()
+    """Of the whole run, also of what checkpoints brought from earlier executions."""
     error_code: str = ""
     """Stable, snake_case; for `failed`."""
     error_message: str = ""

@@ -288,12 +288,7 @@ def _asked(question: Question) -> dict[str, Any]:
 
 
 def _terminal(outcome: Outcome, cancelled_by: str) -> tuple[str, dict[str, Any]]:
-    usage = {
-        "input": outcome.input_tokens,
-        "output": outcome.output_tokens,
-        "requests": outcome.requests,
-        "tool_calls": outcome.tool_calls,
-    }
+    usage = msgspec.to_builtins(outcome.totals)
     if outcome.status == "completed":
         return "run.completed", {"message": outcome.message_id, "usage": usage}
     if outcome.status == "cancelled":

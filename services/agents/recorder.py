@@ -17,6 +17,7 @@ from core.eventlog.headers import encode
 from core.log import Logger
 from core.messaging.outbox import CHANNEL
 from services.agents.journal import FencedError
+from services.agents.model import Outcome
 from services.agents.notes import RunJournal, Write
 
 TICK: Final = 0.025
@@ -65,14 +66,15 @@ _END: Final = text(
     """
     with ended as (
         update run r set status = o.status, owner = '', lease_until = null, ended_at = clock_timestamp(),
-               message_id = o.message, input_tokens = o.input, output_tokens = o.output, requests = o.requests,
-               tool_calls = o.tools, error_code = o.code, error_message = o.error, retryable = o.retryable,
+               message_id = o.message, input_tokens = o.input, output_tokens = o.output,
+               cached_tokens = o.cached, reasoning_tokens = o.reasoning, requests = o.requests,
+               tool_calls = o.tool_calls, error_code = o.code, error_message = o.error, retryable = o.retryable,
                provider = o.provider
         from unnest(cast(:runs as text[]), cast(:statuses as text[]), cast(:messages as text[]),
-                    cast(:input as bigint[]), cast(:output as bigint[]), cast(:requests as int[]),
-                    cast(:tools as int[]), cast(:codes as text[]), cast(:errors as text[]),
-                    cast(:retryable as boolean[]), cast(:providers as text[]))
-             as o (id, status, message, input, output, requests, tools, code, error, retryable, provider)
+                    cast(:input as bigint[]), cast(:output as bigint[]), cast(:cached as bigint[]),
+                    cast(:reasoning as bigint[]), cast(:requests as int[]), cast(:tool_calls as int[]), cast(:codes as text[]),
+                    cast(:errors as text[]), cast(:retryable as boolean[]), cast(:providers as text[]))
+             as o (id, status, message, input, output, cached, reasoning, requests, tool_calls, code, error, retryable, provider)
         where r.id = o.id returning r.tenant_id, r.id, r.conversation_id
     ), forgotten as (
         delete from checkpoint c using ended e where c.tenant_id = e.tenant_id and c.run_id = e.id
@@ -95,12 +97,15 @@ _WAIT: Final = text(
         select * from unnest(cast(:runs as text[]), cast(:calls as text[]), cast(:rounds as int[]),
                              cast(:tools as text[]), cast(:arguments as text[]), cast(:reasons as text[]),
                              cast(:expires as timestamptz[]), cast(:input as bigint[]), cast(:output as bigint[]),
-                             cast(:requests as int[]), cast(:tool_calls as int[]))
-             as q (run, call, round, tool, arguments, reason, expires, input, output, requests, tool_calls)
+                             cast(:cached as bigint[]), cast(:reasoning as bigint[]), cast(:requests as int[]),
+                             cast(:tool_calls as int[]))
+             as q (run, call, round, tool, arguments, reason, expires, input, output, cached, reasoning, requests,
+                   tool_calls)
     ), waiting as (
         update run r set status = case when r.cancel_by is null then 'waiting' else 'queued' end, owner = '',
                lease_until = null, waiting_since = clock_timestamp(), input_tokens = q.input,
-               output_tokens = q.output, requests = q.requests, tool_calls = q.tool_calls
+               output_tokens = q.output, cached_tokens = q.cached, reasoning_tokens = q.reasoning,
+               requests = q.requests, tool_calls = q.tool_calls
         from asked q where r.id = q.run returning r.tenant_id, r.id
     )
     insert into approval (tenant_id, run_id, call, round, tool, arguments, reason, expires_at)
@@ -288,10 +293,7 @@ def _endings(writes: Sequence[Write]) -> dict[str, object]:
         "runs": [run for run, _ in ended],
         "statuses": [outcome.status for _, outcome in ended],
         "messages": [outcome.message_id for _, outcome in ended],
-        "input": [outcome.input_tokens for _, outcome in ended],
-        "output": [outcome.output_tokens for _, outcome in ended],
-        "requests": [outcome.requests for _, outcome in ended],
-        "tools": [outcome.tool_calls for _, outcome in ended],
+        **_totals([outcome for _, outcome in ended]),
         "codes": [outcome.error_code for _, outcome in ended],
         "errors": [outcome.error_message for _, outcome in ended],
         "retryable": [outcome.retryable for _, outcome in ended],
@@ -313,10 +315,19 @@ def _questions(writes: Sequence[Write]) -> dict[str, object]:
         "arguments": [question.arguments for _, _, question in asked],
         "reasons": [question.reason for _, _, question in asked],
         "expires": [question.expires for _, _, question in asked],
-        "input": [outcome.input_tokens for _, outcome, _ in asked],
-        "output": [outcome.output_tokens for _, outcome, _ in asked],
-        "requests": [outcome.requests for _, outcome, _ in asked],
-        "tool_calls": [outcome.tool_calls for _, outcome, _ in asked],
+        **_totals([outcome for _, outcome, _ in asked]),
+    }
+
+
+def _totals(outcomes: Sequence[Outcome]) -> dict[str, object]:
+    found = [outcome.totals for outcome in outcomes]
+    return {
+        "input": [one.input_tokens for one in found],
+        "output": [one.output_tokens for one in found],
+        "cached": [one.cached_tokens for one in found],
+        "reasoning": [one.reasoning_tokens for one in found],
+        "requests": [one.requests for one in found],
+        "tool_calls": [one.tool_calls for one in found],
     }
 
 

@@ -348,14 +348,7 @@ class _Running:
 
     def _ending(self, **fields: Any) -> Outcome:
         """One that the loop did not make: with the totals that are stored, of when the run last waited."""
-        claimed = self.claimed
-        return Outcome(
-            input_tokens=claimed.input_tokens,
-            output_tokens=claimed.output_tokens,
-            requests=claimed.requests,
-            tool_calls=claimed.tool_calls,
-            **fields,
-        )
+        return Outcome(totals=self.claimed.totals, **fields)
 
     async def _end(self, journal: RunJournal, outcome: Outcome) -> None:
         try:
@@ -368,9 +361,6 @@ class _Running:
                     status="failed",
                     error_code="answer_not_storable",
                     error_message="The answer cannot be stored.",
-                    input_tokens=outcome.input_tokens,
-                    output_tokens=outcome.output_tokens,
-                    requests=outcome.requests,
-                    tool_calls=outcome.tool_calls,
+                    totals=outcome.totals,
                 )
             )

@@ -20,6 +20,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
+from core.contracts.agents import Totals
 from services.agents.metering import Tokens
 from services.agents.model import Checkpoint, RunContext, StoredMessage
 from services.agents.tools import Passage
@@ -132,9 +133,17 @@ class State:
         return Tokens(**{name: sum(getattr(one, name) for one in found) for name in Tokens.__struct_fields__})
 
     @property
-    def tool_calls(self) -> int:
-        """Tool calls that have a result."""
-        return sum(call.state == "done" for call in self.calls.values())
+    def totals(self) -> Totals:
+        """Of the whole run."""
+        tokens = self.tokens
+        return Totals(
+            input_tokens=tokens.input,
+            output_tokens=tokens.output,
+            cached_tokens=tokens.cached,
+            reasoning_tokens=tokens.reasoning,
+            requests=self.requests,
+            tool_calls=sum(call.state == "done" for call in self.calls.values()),
+        )
 
 
 def restored(checkpoint: Checkpoint) -> Saved:

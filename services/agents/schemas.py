@@ -176,6 +176,8 @@ class MessageShown(TypedDict):
 class RunUsage(TypedDict):
     input_tokens: int
     output_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
     requests: int
     tool_calls: int
 
@@ -419,10 +421,12 @@ def run(found: Run) -> RunShown:
         cancel_requested=found.cancel_by is not None,
         message_id=found.message_id or None,
         usage=RunUsage(
-            input_tokens=found.input_tokens,
-            output_tokens=found.output_tokens,
-            requests=found.requests,
-            tool_calls=found.tool_calls,
+            input_tokens=found.totals.input_tokens,
+            output_tokens=found.totals.output_tokens,
+            cached_tokens=found.totals.cached_tokens,
+            reasoning_tokens=found.totals.reasoning_tokens,
+            requests=found.totals.requests,
+            tool_calls=found.totals.tool_calls,
         ),
         error=failed if found.status == "failed" else None,
         last_seq=found.last_seq,

@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from core.contracts.agents import Citation
+from core.contracts.agents import Citation, Totals
 from services.agents.model import OPEN, AgentSpec, Role, Status, StoredMessage, stored_spec
 from services.agents.notes import Identity
 from services.common.paging import Page
@@ -101,10 +101,7 @@ class Run:
     started_at: datetime | None
     ended_at: datetime | None
     message_id: str
-    input_tokens: int
-    output_tokens: int
-    requests: int
-    tool_calls: int
+    totals: Totals
     error_code: str
     error_message: str
     retryable: bool
@@ -125,10 +122,11 @@ _CONVERSATION: Final = (
 _MESSAGE: Final = (
     "m.id, m.conversation_id, m.run_id, m.role, m.text, m.citations::text as citations, m.created_at"
 )
-RUN: Final = """
+TOTALS: Final = ", ".join(f"r.{name}" for name in Totals.__struct_fields__)
+RUN: Final = f"""
     r.tenant_id, r.id, r.conversation_id, r.user_id, r.agent_id, r.agent_version, r.spec::text as spec,
     r.metadata::text as metadata, r.status, r.epoch, r.last_seq, r.cancel_by, r.created_at, r.started_at, r.ended_at,
-    r.message_id, r.input_tokens, r.output_tokens, r.requests, r.tool_calls, r.error_code, r.error_message,
+    r.message_id, {TOTALS}, r.error_code, r.error_message,
     r.retryable, r.provider, r.event_partition, r.first_offset, r.last_offset, r.traceparent
 """
 
@@ -464,8 +462,14 @@ def _message(row: Row[Any]) -> Message:
 
 
 def run_of(row: Row[Any]) -> Run:
-    values = {field.name: row._mapping[field.name] for field in fields(Run)}
-    return Run(**{**values, "spec": stored_spec(row.spec), "metadata": msgspec.json.decode(row.metadata)})
+    values = {field.name: row._mapping[field.name] for field in fields(Run) if field.name != "totals"}
+    values |= {"spec": stored_spec(row.spec), "metadata": msgspec.json.decode(row.metadata)}
+    return Run(**values, totals=totals_of(row))
+
+
+def totals_of(row: Row[Any]) -> Totals:
+    """Of a row with the columns of `TOTALS`."""
+    return Totals(*(row._mapping[name] for name in Totals.__struct_fields__))
 
 
 def identity_of(found: Run) -> Identity:

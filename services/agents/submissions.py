@@ -146,12 +146,7 @@ async def end(connection: AsyncConnection, found: Run, by: str, *, gone: bool = 
     if found.status != "running" or gone:
         told: dict[str, Any] = {"by": by}
         if found.status != "running":
-            told["usage"] = {
-                "input": found.input_tokens,
-                "output": found.output_tokens,
-                "requests": found.requests,
-                "tool_calls": found.tool_calls,
-            }
+            told["usage"] = msgspec.to_builtins(found.totals)
         record = identity_of(found).record(found.last_seq + 1, 0, "run.cancelled", told)
         await enqueue(connection, [record], found.tenant_id)
     if gone:

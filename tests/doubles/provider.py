@@ -18,6 +18,7 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer; `calls=NAME:JSON` with
                      these arguments, `calls=NAME,NAME` several in one turn
     recorded=FILE    the reply of a cassette in agents/otel_cassettes
+    thinking:REST    as REST, after `THOUGHTS`, with details of usage
 
 `NAME*2` does so for the first two requests and then answers. Any other name answers by quoting.
 
@@ -43,6 +44,9 @@ from tests.real_data import real_data
 
 CASSETTES = real_data("agents", "otel_cassettes")
 TOKEN_SECONDS = 0.03
+THOUGHTS = ("Let me ", "think ", "about 思考. ")
+CACHED, REASONING = 3, 2
+"""Tokens of each call that says details."""
 
 
 @dataclass
@@ -127,11 +131,13 @@ class ProviderDouble:
         if behaviour.startswith("recorded="):
             return await self._replay(request, behaviour.removeprefix("recorded="))
         asked = schemas.completion(body)
+        thinks, behaviour = behaviour.startswith("thinking:"), behaviour.removeprefix("thinking:")
         answer = self._answer(asked, behaviour)
         if not asked.stream:
             return web.json_response(chat.whole(asked, answer))
         seconds = TOKEN_SECONDS if behaviour.startswith(("slow", "held")) else self.word_seconds
-        return await self._stream(request, chat.stream(asked, answer, seconds), behaviour)
+        events = chat.stream(asked, answer, seconds)
+        return await self._stream(request, thinking(events) if thinks else events, behaviour)
 
     async def _responses(self, request: web.Request) -> web.StreamResponse:
         body, behaviour = await self._take(request)
@@ -264,6 +270,28 @@ class ProviderDouble:
         )
         await send("message_stop")
         return answer
+
+
+async def thinking(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Chunks of a chat with reasoning behind the first, and with details of usage."""
+    begun = False
+    async for event in events:
+        if event == chat.DONE:
+            yield event
+            continue
+        chunk = json.loads(event.removeprefix(b"data: "))
+        if chunk.get("usage"):
+            chunk["usage"]["prompt_tokens_details"] = {"cached_tokens": CACHED}
+            chunk["usage"]["completion_tokens_details"] = {"reasoning_tokens": REASONING}
+        yield _data(chunk)
+        for thought in () if begun else THOUGHTS:
+            choice = {"index": 0, "delta": {"reasoning_content": thought}, "finish_reason": None}
+            yield _data({**chunk, "choices": [choice]})
+        begun = True
+
+
+def _data(document: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
 def recorded(name: str) -> tuple[str, bool]:

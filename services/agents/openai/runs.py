@@ -6,7 +6,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from core.contracts.agents import TERMINAL, AgentEvent, event
+import msgspec
+
+from core.contracts.agents import TERMINAL, AgentEvent, Totals, event
 from core.database import Database, tenant
 from core.eventlog.api import LogUnavailableError
 from services.agents import decisions, remembered, store, submissions
@@ -46,7 +48,7 @@ class Said:
     message: str = ""
     given: str = ""
     """What readers of deltas have of the current turn."""
-    usage: dict[str, int] = field(default_factory=dict)
+    usage: Totals = field(default_factory=Totals)
     done: AgentEvent | None = None
     asks: AgentEvent | None = None
     """What a person is asked and has not answered."""
@@ -70,7 +72,7 @@ class Said:
         elif one.type == "approval.resolved":
             self.asks = None
         elif one.type in TERMINAL:
-            self.done, self.usage = one, data.get("usage") or {}
+            self.done, self.usage = one, msgspec.convert(data.get("usage") or {}, Totals)
         return ""
 
     def _new(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from core.contracts.agents import AgentEvent
+from core.contracts.agents import AgentEvent, Totals
 from services.agents.decisions import Approval
 from services.agents.openai.runs import Said
 from services.agents.store import Message, Run
@@ -62,9 +62,14 @@ def asked(run_id: str, said: Said) -> Problem:
     )
 
 
-def chat_usage(usage: Mapping[str, int]) -> dict[str, Any]:
-    asked, answered = usage.get("input", 0), usage.get("output", 0)
-    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+def chat_usage(usage: Totals) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens": usage.output_tokens,
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.tokens,
+    }
 
 
 class Chat:
@@ -229,7 +234,7 @@ def response(run: Run, answer: Message | None, question: Approval | None) -> dic
     citations = (
         [orjson.loads(orjson.dumps(one, default=_plain)) for one in answer.citations] if answer else []
     )
-    usage = {"input": run.input_tokens, "output": run.output_tokens} if run.ended else None
+    usage = run.totals if run.ended else None
     asks = (
         _approval_item(question.call, question.round, question.tool, question.arguments) if question else None
     )
@@ -271,7 +276,7 @@ def _response(
     status: str,
     text: str,
     citations: list[dict[str, Any]],
-    usage: Mapping[str, int] | None,
+    usage: Totals | None,
     waits_for: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     own = run.metadata.get("openai", {})
@@ -308,14 +313,13 @@ def _response(
     }
 
 
-def _usage(usage: Mapping[str, int]) -> dict[str, Any]:
-    asked, answered = usage.get("input", 0), usage.get("output", 0)
+def _usage(usage: Totals) -> dict[str, Any]:
     return {
-        "input_tokens": asked,
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": answered,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": asked + answered,
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.tokens,
     }
 
 

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from pathlib import Path
 
+from core.contracts.agents import Totals
 from core.eventlog.api import NewRecord
 from services.agents.journal import Journal
 from services.agents.model import Outcome, RunContext
@@ -63,6 +64,4 @@ async def execute(run: RunContext, journal: Journal) -> Outcome:
         said = "|".join(one.text for one in run.history)
     sha256 = hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()
     journal.emit("message.completed", {"message": message, "text": said, "citations": [], "sha256": sha256})
-    return Outcome(
-        status="completed", message_id=message, text=said, requests=steps, input_tokens=7, output_tokens=steps
-    )
+    return Outcome(status="completed", message_id=message, text=said, totals=Totals(7, steps, requests=steps))

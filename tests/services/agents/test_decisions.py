@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from core.clock import now
+from core.contracts.agents import Totals
 from core.database import tenant
 from services.agents import decisions, leases, schemas, store
 from services.agents.app import counted_in
@@ -29,7 +30,7 @@ async def execute(run: RunContext, journal: Journal) -> Outcome:
     if not run.answered:
         await journal.checkpoint("model", b"a turn")
         asked = Question(CALL, 1, "effect", '{"n": 1}', "unsafe", now() + timedelta(hours=24))
-        return Outcome(status="waiting", question=asked, input_tokens=5, output_tokens=2, requests=1)
+        return Outcome(status="waiting", question=asked, totals=Totals(5, 2, 1, 1, requests=1))
     (answer,) = run.answered
     assert [one.payload for one in run.checkpoints] == [b"a turn"]
     left = round((run.deadline - now()).total_seconds())
@@ -139,7 +140,7 @@ async def test_a_run_that_waits_is_cancelled_at_once(arena: Arena, asker: Asker)
     assert story.types[-2:] == ["approval.resolved", "run.cancelled"]
     assert story.events[-2].data["decision"] == "cancelled"
     assert story.events[-1].data == {
-        "by": "usr_asker", "usage": {"input": 5, "output": 2, "requests": 1, "tool_calls": 0},
+        "by": "usr_asker", "usage": {"input": 5, "output": 2, "cached": 1, "reasoning": 1, "requests": 1, "tool_calls": 0},
     }  # fmt: skip
     with pytest.raises(Problem):
         await asker.decide(question, "approve")
@@ -189,7 +190,7 @@ async def test_one_that_is_to_end_when_it_asks_ends(arena: Arena, asker: Asker) 
     assert story.types[-2:] == ["approval.requested", "run.cancelled"]
     (asked_,) = await asker.rows("select decision from approval where run_id = :r", r=run)
     assert asked_.decision == "cancelled"
-    used = {"input": 5, "output": 2, "requests": 1, "tool_calls": 0}
+    used = {"input": 5, "output": 2, "cached": 1, "reasoning": 1, "requests": 1, "tool_calls": 0}
     assert story.events[-1].data == {"by": "usr_late", "usage": used}
     assert (await asker.runs())[run].input_tokens == 5
 
@@ -217,9 +218,7 @@ async def test_tokens_are_counted_when_a_run_waits_and_once(arena: Arena, asker:
 
     async def more(context: RunContext, journal: Journal) -> Outcome:
         outcome = await execute(context, journal)
-        return (
-            outcome if outcome.question else msgspec.structs.replace(outcome, input_tokens=9, output_tokens=4)
-        )
+        return outcome if outcome.question else msgspec.structs.replace(outcome, totals=Totals(9, 4))
 
     run = (await asker.ask("x")).run_id
     async with here(arena, counted_in(more, settle)):

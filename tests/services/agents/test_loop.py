@@ -94,12 +94,12 @@ async def test_usage_is_what_the_provider_reported(stage: Arena) -> None:
     journal, outcome = await stage.ask("What is 6 * 7.5?", tools=("calculator",))
     check_answer(journal, outcome)
     assert outcome.text == "6 * 7.5 = 45"
-    assert (outcome.requests, outcome.tool_calls, outcome.provider) == (2, 1, "double/answer")
+    assert (outcome.totals.requests, outcome.totals.tool_calls, outcome.provider) == (2, 1, "double/answer")
     sums = journal.metered()
     assert sums["llm.requests"] == 2
     assert sums["tool.calls"] == 1
-    assert sums["llm.tokens.input"] == outcome.input_tokens > 0
-    assert sums["llm.tokens.output"] == outcome.output_tokens > 0
+    assert sums["llm.tokens.input"] == outcome.totals.input_tokens > 0
+    assert sums["llm.tokens.output"] == outcome.totals.output_tokens > 0
     assert sum(len(one["usage"]) for one in journal.of("usage")) == 6
     told = {id for one in journal.of("usage") for id in one["usage"]}
     assert told == {event.id for event in journal.usage if event.data.meter != "tool.calls"}
@@ -142,7 +142,7 @@ async def test_arguments_that_are_not_json_go_back_to_the_model(stage: Arena) ->
     check_answer(journal, outcome)
     (result,) = journal.of("tool_result")
     assert result["status"] == "error"
-    assert outcome.tool_calls == 0
+    assert outcome.totals.tool_calls == 0
     assert "tool.calls" not in journal.metered()
 
 
@@ -194,7 +194,7 @@ if CASSETTES is not None:
         journal, outcome = await stage.ask("Say this is a test", model=f"double/recorded={name}")
         check_answer(journal, outcome)
         assert outcome.text == assembled(journal, outcome.message_id) == "This is a test."
-        assert (outcome.input_tokens, outcome.output_tokens) == (12, 5)
+        assert (outcome.totals.input_tokens, outcome.totals.output_tokens) == (12, 5)
 
     async def test_recorded_parallel_calls_of_unknown_tools_end_by_the_limit(stage: Arena) -> None:
         name = "openai-v2__test_async_chat_completion_multiple_tools_streaming_with_content"

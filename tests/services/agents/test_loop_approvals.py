@@ -73,7 +73,7 @@ async def test_who_is_asked(
     check_answer(later, outcome)
     assert [turn for type, turn in later.turns if type == "tool_result"] == [1]
     assert counting.calls == [question.call]
-    assert (outcome.requests, outcome.tool_calls) == (2, 1)
+    assert (outcome.totals.requests, outcome.totals.tool_calls) == (2, 1)
     assert later.metered()["llm.requests"] == 2
     assert later.metered()["tool.calls"] == 1
 
@@ -132,7 +132,7 @@ async def test_calls_of_one_turn_are_asked_about_one_after_the_other(stage: Aren
     check_answer(journal, outcome)
     assert seen == [("one", 0), ("three", 2)]
     assert len(counting.calls) == len(set(counting.calls)) == 3
-    assert (outcome.requests, outcome.tool_calls) == (2, 3)
+    assert (outcome.totals.requests, outcome.totals.tool_calls) == (2, 3)
 
 
 async def test_arguments_that_do_not_fit_are_not_asked_about(stage: Arena) -> None:

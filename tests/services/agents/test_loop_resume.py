@@ -48,7 +48,7 @@ async def run_with_deaths(
     second = Notebook(earlier=first)
     outcome = await arena_.execute(resumed(run, first), second)
     check_answer(second, outcome)
-    assert (outcome.requests, outcome.tool_calls) == (2, 1)
+    assert (outcome.totals.requests, outcome.totals.tool_calls) == (2, 1)
     assert second.metered()["llm.requests"] == 2
     return first, second
 
@@ -94,7 +94,7 @@ async def test_the_answer_is_not_generated_again(stage: Arena) -> None:
     outcome = await stage.execute(resumed(run, first), again)
     assert len(stage.double.requests) == 1
     assert (outcome.message_id, outcome.text) == (answered.message_id, answered.text)
-    assert (outcome.input_tokens, outcome.requests) == (answered.input_tokens, 1)
+    assert (outcome.totals.input_tokens, outcome.totals.requests) == (answered.totals.input_tokens, 1)
     check_answer(again, outcome)
 
 

@@ -55,7 +55,7 @@ async def test_lasting_trouble_fails_with_its_code_and_owes_nothing(stage: Arena
     assert journal.of("message.completed") == []
     if trouble != "empty":
         assert journal.usage == []
-        assert (outcome.input_tokens, outcome.output_tokens) == (0, 0)
+        assert (outcome.totals.input_tokens, outcome.totals.output_tokens) == (0, 0)
     assert "sk-of-the-double" not in outcome.error_message
 
 
@@ -81,7 +81,7 @@ async def test_a_cut_answer_owes_what_the_provider_had_reported(stage: Arena) ->
     cut, whole = journal.of("usage")
     assert (cut["input"], cut["output"]) == (11, 2)
     assert journal.metered()["llm.tokens.input"] == 11 + whole["input"]
-    assert journal.metered()["llm.requests"] == outcome.requests == 2
+    assert journal.metered()["llm.requests"] == outcome.totals.requests == 2
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from core.contracts.agents import Totals
 from core.database import Database
 from core.eventlog.api import NewRecord
 from core.tasks import cancel
@@ -171,7 +172,7 @@ async def test_a_number_that_no_column_holds_is_refused_and_stops_nobody(
     async with claimed(arena, proxy, run) as journal:
         async with asyncio.timeout(20):
             with pytest.raises(DBAPIError):
-                await journal.end(Outcome(status="completed", input_tokens=10**30))
+                await journal.end(Outcome(status="completed", totals=Totals(10**30)))
             await journal.end(Outcome(status="failed", error_code="test"))
     assert (await asker.runs())[run].error_code == "test"
 
