@@ -56,8 +56,12 @@ class Wanted:
     until: datetime | None = None
 
     @property
+    def first(self) -> pl.Expr:
+        return pl.col("tenant") == self.tenant
+
+    @property
     def where(self) -> pl.Expr:
-        found = (pl.col("tenant") == self.tenant) & pl.col("slice").is_between(self.behind + 1, self.last)
+        found = pl.col("slice").is_between(self.behind + 1, self.last)
         found &= (pl.col("fate") == COUNTED) & pl.col("kind").is_in([schema.USAGE, schema.VOID])
         if self.meter is not None:
             found &= pl.col("meter") == self.meter
@@ -82,16 +86,18 @@ def cells(lake: Lake, wanted: Wanted) -> pl.DataFrame:
     """
     handle = lake.open(schema.EVENTS)
     rows = None if handle is None else scan(
-        lake, schema.EVENTS, handle, where=wanted.where, within=wanted.within
+        lake, schema.EVENTS, handle, where=wanted.where, within=wanted.within, first=wanted.first
     )  # fmt: skip
     if rows is None:
         return pl.DataFrame(schema=CELLS)
-    others = [name for name, meter in METERS.items() if meter.aggregation is not Aggregation.SUM]
-    unusual = pl.col("meter").is_in(others)
-    parts = [_summed(rows.filter(~unusual).with_columns(element=pl.lit(None, pl.String)))]
-    columns = ("tenant", "meter", "dimensions", "quantity", "event_time", "kind", "identity", "data")
-    if len(special := rows.filter(unusual).select(columns).collect(engine="streaming")):
-        parts.append(_summed(measured(special).lazy()))
+    others = {name for name, meter in METERS.items() if meter.aggregation is not Aggregation.SUM}
+    unusual, parts = pl.col("meter").is_in(others), [pl.DataFrame(schema=CELLS)]
+    if wanted.meter not in others:
+        parts.append(_summed(rows.filter(~unusual).with_columns(element=pl.lit(None, pl.String))))
+    if wanted.meter is None or wanted.meter in others:
+        columns = ("tenant", "meter", "dimensions", "quantity", "event_time", "kind", "identity", "data")
+        if len(special := rows.filter(unusual).select(columns).collect(engine="streaming")):
+            parts.append(_summed(measured(special).lazy()))
     return pl.concat(parts).sort("meter", "dimensions", "hour", "element")
 
 
@@ -165,7 +171,8 @@ def page(
                 )
             )
         rows = scan(
-            lake, schema.EVENTS, handle, where=where, within=[("slice", low, high), wanted.within[1]], path=OBJECT
+            lake, schema.EVENTS, handle, where=where, within=[("slice", low, high), wanted.within[1]], path=OBJECT,
+            first=wanted.first,
         )  # fmt: skip
         if rows is None:
             continue
@@ -194,7 +201,7 @@ def _steps(lake: Lake, wanted: Wanted, selections: pl.DataFrame, first: int) -> 
     assert isinstance(until, datetime)
     known = read(
         lake, schema.HOURLY, hourly, {"since": pl.Int64(), "slice": pl.Int64()},
-        where=(pl.col("tenant") == wanted.tenant) & (pl.col("meter") == wanted.meter)
+        first=wanted.first, where=(pl.col("meter") == wanted.meter)
         & pl.col("dimensions").is_in(selections["dimensions"].unique().implode())
         & (pl.col("hour") >= since) & (pl.col("hour") < until)
         & (pl.col("slice") >= first) & (pl.col("since") <= wanted.last),
@@ -333,10 +340,10 @@ def fates(lake: Lake, tenant: str, last: int, since: datetime, until: datetime) 
     """
     types = {"fate": pl.String(), "code": pl.String(), "kind": pl.String(), "records": pl.Int64()}
     handle = lake.open(schema.EVENTS)
-    where = (pl.col("tenant") == tenant) & (pl.col("slice") <= last)
+    where = pl.col("slice") <= last
     where &= (pl.col("event_time") >= since) & (pl.col("event_time") < until)
     rows = None if handle is None else scan(
-        lake, schema.EVENTS, handle, where=where,
+        lake, schema.EVENTS, handle, where=where, first=pl.col("tenant") == tenant,
         within=[("slice", 0, last), ("event_time", since, until)],
     )  # fmt: skip
     if rows is None:

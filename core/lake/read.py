@@ -18,6 +18,7 @@ def read(
     where: pl.Expr,
     within: tuple[str, Any, Any],
     part: Mapping[str, str] | None = None,
+    first: pl.Expr | None = None,
 ) -> pl.DataFrame:
     """Rows with `where`, from the files whose statistics allow a value in [low, high].
 
@@ -25,8 +26,9 @@ def read(
         schema: the columns wanted, with their types.
         within: (column with statistics, low, high); a file without statistics is read.
         part: values of partition columns; those columns themselves cannot be asked for.
+        first: as in `scan`.
     """
-    found = scan(lake, table, handle, where=where, within=(within,), part=part)
+    found = scan(lake, table, handle, where=where, within=(within,), part=part, first=first)
     if found is None:
         return pl.DataFrame(schema=dict(schema))
     return found.select(pl.col(name).cast(kind) for name, kind in schema.items()).collect()
@@ -41,12 +43,16 @@ def scan(
     within: Sequence[tuple[str, Any, Any]],
     part: Mapping[str, str] | None = None,
     path: str | None = None,
+    first: pl.Expr | None = None,
 ) -> pl.LazyFrame | None:
     """The same, not read yet and with all columns; None where no file can hold such a row.
 
     Args:
         within: as in `read`; a file must allow all of them.
         path: name of a column that says which file of the table a row stands in.
+        first: a comparison of one column with one value that few rows pass: only of those are other columns read.
+            As part of `where` it would save nothing: all columns of one condition are read of all rows (four
+            times the CPU time for a tenant with a thousandth of the rows, measured).
     """
     actions = pl.DataFrame(handle.get_add_actions(flatten=True))
     for column, low, high in within:
@@ -58,7 +64,15 @@ def scan(
         actions = actions.filter(pl.col(f"partition.{name}") == value)
     if actions.is_empty():
         return None
-    return scan_files(lake, table, actions["path"].sort(), path=path).filter(where)
+    rows = scan_files(lake, table, actions["path"].sort(), path=path)
+    if first is not None:
+        # What changes nothing keeps the two conditions from being made one.
+        rows = rows.filter(first).map_batches(_same, predicate_pushdown=False, streamable=True)
+    return rows.filter(where)
+
+
+def _same(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows
 
 
 def scan_files(lake: Lake, table: str, files: Iterable[str], *, path: str | None = None) -> pl.LazyFrame:

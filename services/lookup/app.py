@@ -10,7 +10,7 @@ from core.settings import DatabaseSettings, DataSettings, ObjectSettings, Securi
 from services.common.app import service_app
 from services.common.auth import Identity, internal_key
 from services.common.lifecycle import Lifecycle
-from services.lookup.handlers import Lookup, check
+from services.lookup.handlers import Lookup, check, lakes
 from services.lookup.routes import router
 from services.lookup.turns import Turns
 
@@ -35,7 +35,7 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Only parts of the platform call it, with their signed header.
         app.state.identity = Identity(internal_key(security), None)
-        app.state.lookup = partial(Lookup, objects, database, data.state_dir, Turns())
+        app.state.lookup = partial(Lookup, lakes(objects, database), data.state_dir, Turns())
         lifecycle.checks["database"] = partial(check, objects, database)
         yield
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,28 +27,25 @@ from core.contracts.lookup import (
 from core.lake import Lake
 from core.settings import DatabaseSettings, ObjectSettings
 from services.common.errors import unavailable
+from services.lookup.lakes import Lakes
 from services.lookup.turns import Turns
 
 T = TypeVar("T")
 
 
 class Lookup:
-    """The questions of one request. Reads in threads, a fresh lake each: its handles are no one else's.
+    """The questions of one request. Reads in threads, with a lake that is no one else's meanwhile.
 
     Args:
+        lakes: of the process.
         turns: of the process.
         has_left: whether nobody waits for the answer any more.
     """
 
     def __init__(
-        self,
-        objects: ObjectSettings,
-        database: DatabaseSettings,
-        state: Path,
-        turns: Turns,
-        has_left: Callable[[], Awaitable[bool]],
+        self, lakes: Lakes[Lake], state: Path, turns: Turns, has_left: Callable[[], Awaitable[bool]]
     ) -> None:
-        self._objects, self._database, self._state = objects, database, state
+        self._lakes, self._state = lakes, state
         self._turns, self._has_left = turns, has_left
 
     async def sums(self, asked: Sums) -> Summed:
@@ -102,11 +100,15 @@ class Lookup:
     async def _read(self, generation: int, work: Callable[[Lake], T]) -> T:
         async with self._turns.one(self._has_left):
             try:
-                return await asyncio.to_thread(
-                    lambda: work(usage_lake(self._objects, self._database, generation))
-                )
+                with self._lakes.one(generation) as lake:
+                    return await asyncio.to_thread(work, lake)
             except OSError:
                 raise unavailable("The lake") from None
+
+
+def lakes(objects: ObjectSettings, database: DatabaseSettings) -> Lakes[Lake]:
+    """Those of the process."""
+    return Lakes(partial(usage_lake, objects, database))
 
 
 async def check(objects: ObjectSettings, database: DatabaseSettings) -> None:

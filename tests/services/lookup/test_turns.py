@@ -20,7 +20,7 @@ from services.common import errors
 from services.common.auth import Identity
 from services.common.errors import Problem
 from services.common.principal import HEADER, sign, system
-from services.lookup.handlers import Lookup
+from services.lookup.handlers import Lookup, lakes
 from services.lookup.routes import router
 from services.lookup.turns import Turns
 from tests.servers import free_port
@@ -40,7 +40,7 @@ def lookup(folder: Path, turns: Turns) -> FastAPI:
         database_system_password=secrets.token_hex(16),
     )
     objects = ObjectSettings(objects_url=folder.as_uri())
-    app.state.lookup = partial(Lookup, objects, away, folder, turns)
+    app.state.lookup = partial(Lookup, lakes(objects, away), folder, turns)
     return app
 
 
