@@ -32,7 +32,7 @@ from services.agents.metering import Tokens
 from services.agents.model import Outcome, RunContext
 from services.agents.providers import ProviderError, Providers, Target
 from services.agents.saved import SavedCut, SavedTurn, State, dump, encode
-from services.agents.speech import Speech, storable
+from services.agents.speech import Speech, text_of
 from services.agents.tools import Tools
 from services.agents.tools.memory import MemoryAwayError
 
@@ -267,7 +267,7 @@ class _Loop:
     async def _finish(self, response: ModelResponse) -> Outcome:
         """The answer, with those of its citations that hold."""
         turn = self._state.turns[-1]
-        text = storable(response.text or "")
+        text = text_of(response)
         citations: tuple[Citation, ...] = ()
         # Comparing takes up to a second of an answer that is full of markers: others go on meanwhile.
         wanted = await asyncio.to_thread(claims, text, self._state.passages)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pydantic_ai.messages import (
+    ModelResponse,
     ModelResponseStreamEvent,
     PartDeltaEvent,
     PartEndEvent,
@@ -29,6 +30,11 @@ _NEVER: Final = re.compile("[\x00\ud800-\udfff]")
 def storable(text: str) -> str:
     """Half surrogates and U+0000, which nothing stores, as U+FFFD; as many code points as before."""
     return _NEVER.sub("\ufffd", text)
+
+
+def text_of(response: ModelResponse) -> str:
+    """What the deltas of its message make: the library's own `text` puts blank lines where a thought stood."""
+    return storable("".join(part.content for part in response.parts if isinstance(part, TextPart)))
 
 
 class Speech:
@@ -86,6 +92,7 @@ class Speech:
 
     def _say(self, text: str) -> None:
         if text:
+            text = storable(text)
             self._journal.emit(
                 "message.delta", {"message": self.message, "offset": len(self.text), "text": text}
             )

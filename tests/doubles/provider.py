@@ -18,7 +18,7 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer; `calls=NAME:JSON` with
                      these arguments, `calls=NAME,NAME` several in one turn
     recorded=FILE    the reply of a cassette in agents/otel_cassettes
-    thinking:REST    as REST, after `THOUGHTS`, with details of usage
+    thinking:REST    as REST, with `THOUGHTS` before its text and once more within it, and with details of usage
 
 `NAME*2` does so for the first two requests and then answers. Any other name answers by quoting.
 
@@ -244,6 +244,7 @@ class ProviderDouble:
         body, behaviour = await self._take(request)
         if (refusal := self._refusal(behaviour)) is not None:
             return refusal
+        thinks, behaviour = behaviour.startswith("thinking:"), behaviour.removeprefix("thinking:")
         answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await answer.prepare(request)
         start = {
@@ -256,13 +257,22 @@ class ProviderDouble:
             await answer.write(f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode())
 
         await send("message_start", message=start)
-        await send("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        if thinks:
+            thought = {"type": "thinking", "thinking": "", "signature": ""}
+            await send("content_block_start", index=0, content_block=thought)
+            for text in THOUGHTS:
+                await send("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": text})
+                await asyncio.sleep(TOKEN_SECONDS)
+            await send("content_block_delta", index=0, delta={"type": "signature_delta", "signature": "c2ln"})
+            await send("content_block_stop", index=0)
+        place = int(thinks)
+        await send("content_block_start", index=place, content_block={"type": "text", "text": ""})
         for word in ("Hello", " from", " the", " double."):
-            await send("content_block_delta", index=0, delta={"type": "text_delta", "text": word})
+            await send("content_block_delta", index=place, delta={"type": "text_delta", "text": word})
             if behaviour in ("cut", "clean-end") and word == " from":
                 await self._break(request, answer, behaviour)
                 return answer
-        await send("content_block_stop", index=0)
+        await send("content_block_stop", index=place)
         await send(
             "message_delta",
             delta={"stop_reason": "end_turn", "stop_sequence": None},
@@ -273,8 +283,8 @@ class ProviderDouble:
 
 
 async def thinking(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Chunks of a chat with reasoning behind the first, and with details of usage."""
-    begun = False
+    """Chunks of a chat with reasoning among them, and with details of usage."""
+    position = 0
     async for event in events:
         if event == chat.DONE:
             yield event
@@ -283,11 +293,13 @@ async def thinking(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         if chunk.get("usage"):
             chunk["usage"]["prompt_tokens_details"] = {"cached_tokens": CACHED}
             chunk["usage"]["completion_tokens_details"] = {"reasoning_tokens": REASONING}
-        yield _data(chunk)
-        for thought in () if begun else THOUGHTS:
+        said = chunk["choices"] and chunk["choices"][0]["delta"].get("content")
+        for thought in THOUGHTS if position == 1 or (position == 3 and said) else ():
             choice = {"index": 0, "delta": {"reasoning_content": thought}, "finish_reason": None}
-            yield _data({**chunk, "choices": [choice]})
-        begun = True
+            yield _data({**chunk, "choices": [choice], "usage": None})
+            await asyncio.sleep(TOKEN_SECONDS)
+        yield _data(chunk)
+        position += 1
 
 
 def _data(document: dict[str, Any]) -> bytes:

@@ -112,14 +112,15 @@ class Caller:
         async with self.http.get(url, headers={**self.platform.header(self.principal), **sent}) as answer:
             assert answer.status == 200, await answer.text()
             assert answer.headers["content-type"].startswith("text/event-stream")
-            async for one in _sse(answer.content):
+            async for one in sse(answer.content):
                 found.append(one)
                 if len(found) == most:
                     break
         return found
 
 
-async def _sse(content: aiohttp.StreamReader) -> AsyncIterator[Sse]:
+async def sse(content: aiohttp.StreamReader) -> AsyncIterator[Sse]:
+    """The events of a stream until it ends."""
     fields: dict[str, str] = {}
     async for line in content:
         text = line.decode().rstrip("\n")

@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 
 import pytest
-from pydantic_ai.messages import ModelResponse
+from pydantic_ai.messages import ModelResponse, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 from pydantic_ai.usage import RequestUsage
 
 from services.agents.loop import _tokens
 from services.agents.metering import Tokens
 from services.agents.model import Limits, StoredMessage
+from services.agents.speech import Speech
 from services.agents.tools import Tools
 from services.agents.tools.calculator import CALCULATOR
 from services.agents.tools.knowledge import knowledge_search
@@ -152,6 +153,14 @@ async def test_arguments_that_do_not_fit_and_unknown_tools_go_back_to_the_model(
         check_answer(journal, outcome)
         assert [one["status"] for one in journal.of("tool_result")] == ["error"]
         assert "tool.calls" not in journal.metered()
+
+
+async def test_half_a_surrogate_said_before_a_tool_call_is_replaced_at_once(stage: Arena) -> None:
+    journal = Notebook()
+    speech = Speech(stage.context(), journal, {}, turn=1, attempt=1)
+    speech.on(PartStartEvent(index=0, part=TextPart("a\ud83d")))
+    speech.on(PartDeltaEvent(index=0, delta=TextPartDelta("\ude00\x00b")))
+    assert speech.text == assembled(journal, speech.message) == "a\ufffd\ufffd\ufffdb"
 
 
 async def test_anthropic_answers_too_and_cached_tokens_are_metered_once(stage: Arena) -> None:

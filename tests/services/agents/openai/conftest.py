@@ -89,7 +89,8 @@ def platform(valkey: CacheSettings, tmp_path_factory: pytest.TempPathFactory) ->
         begin(_double(ports[2]))
         variables = environment(folder, database, valkey, users_port=ports[1], gateway_port=ports[5])
         models = {"name": "double", "base_url": f"{provider}/v1", "api_key": "sk-double"}
-        variables["HEADRACE_PROVIDERS"] = json.dumps([models])
+        claude = {"name": "claude", "kind": "anthropic", "base_url": provider, "api_key": "sk-double"}
+        variables["HEADRACE_PROVIDERS"] = json.dumps([models, claude])
         variables["HEADRACE_LOG_LEVEL"] = "warn"
         variables["HEADRACE_AGENT_HEARTBEAT_SECONDS"] = "0.3"
         begin(process("users_process", ports[1], variables))
