@@ -1,6 +1,8 @@
 """Rows of `usage_events` by their coordinates: what a void takes out, what a conflict differs from."""
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 from deltalake import DeltaTable
@@ -19,7 +21,8 @@ def rows_at(
     """The rows at `places` (slice, partition, offset), each once: `PLACE` and `columns`, and in `path`, where one
     is named, the file of the table that a row stands in.
 
-    Reads only the files that can hold one of the slices, by the statistics in the Delta log.
+    Reads only the files that can hold one of the slices, by the statistics in the Delta log, and of each the row
+    groups that can hold its own places.
     """
     wanted = {name: schema.EVENTS_SCHEMA[name] for name in dict.fromkeys((*PLACE, *columns))}
     places = places.select(pl.col(name).cast(wanted[name]) for name in PLACE).drop_nulls().unique()
@@ -27,19 +30,37 @@ def rows_at(
         wanted[path] = pl.String()
     if places.is_empty():
         return pl.DataFrame(schema=wanted)
-    slices, offsets = places["slice"].unique().sort(), places["offset"].unique()
-    files = _files(handle)
-    possible = files["path"].filter(
-        slices.search_sorted(files["low"], "left") < slices.search_sorted(files["high"], "right")
-    )
-    if possible.is_empty():
-        return pl.DataFrame(schema=wanted)
-    held = scan_files(lake, schema.EVENTS, possible, path=path)
-    # By the statistics of offsets the reader leaves out most of each file, and reads the others' columns only
-    # of the rows that are left.
-    near = held.filter(pl.col("offset").is_in(offsets.implode()))
-    rows = near.select(pl.col(name).cast(kind) for name, kind in wanted.items())
-    return rows.join(places.lazy(), on=PLACE, how="semi").collect()
+    parts = [
+        scan_files(lake, schema.EVENTS, [file], path=path)
+        .filter(_near(here))
+        .select(pl.col(name).cast(kind) for name, kind in wanted.items())
+        for file, here in _by_file(handle, places)
+    ]
+    rows = pl.concat(pl.collect_all(parts)) if parts else pl.DataFrame(schema=wanted)
+    return rows.join(places, on=PLACE, how="semi")
+
+
+def _by_file(handle: DeltaTable, places: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Each file that can hold some of the places, with those."""
+    places, files = places.sort("slice"), _files(handle)
+    first = places["slice"].search_sorted(files["low"], "left")
+    end = places["slice"].search_sorted(files["high"], "right")
+    for row in (first < end).arg_true():
+        yield files["path"][row], places[first[row] : end[row]]
+
+
+def _near(places: pl.DataFrame) -> pl.Expr:
+    """Rows that stand at these partitions and offsets, so written that the reader leaves out row groups by the
+    statistics of both (one file with one place: 1.3 ms instead of 2.7, measured)."""
+    each = [
+        (pl.col("partition") == here["partition"][0]) & _among("offset", here["offset"])
+        for here in places.partition_by("partition")
+    ]
+    return functools.reduce(operator.or_, each)
+
+
+def _among(column: str, values: pl.Series) -> pl.Expr:
+    return pl.col(column) == values[0] if len(values) == 1 else pl.col(column).is_in(values.implode())
 
 
 def _files(handle: DeltaTable) -> pl.DataFrame:

@@ -31,8 +31,9 @@ log = Logger(__name__)
 
 DISTINCT = ("identity", "content", "event_id", "offset", "received", "event_time")
 """Columns whose values hardly repeat: trying a dictionary on them costs a fourth of a landing commit."""
-ROW_GROUP = 16_384
-"""Rows; small enough for a reader to leave out those of other hours."""
+ROW_GROUP = 32_768
+"""Rows; small enough for a reader to leave out those of other hours. With half of it a commit of 50,000 events costs
+a third more (58 and 42 ms, measured)."""
 
 
 def writer_properties(handle: DeltaTable) -> WriterProperties:
