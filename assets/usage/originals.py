@@ -56,7 +56,8 @@ def _near(places: pl.DataFrame) -> pl.Expr:
         (pl.col("partition") == here["partition"][0]) & _among("offset", here["offset"])
         for here in places.partition_by("partition")
     ]
-    return functools.reduce(operator.or_, each)
+    near: pl.Expr = functools.reduce(operator.or_, each)
+    return near
 
 
 def _among(column: str, values: pl.Series) -> pl.Expr:
