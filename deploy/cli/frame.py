@@ -10,15 +10,20 @@
 """
 
 import argparse
+import asyncio
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from deploy.installation import PROFILES, Installation, load, resolve
 from deploy.ports import LARGEST_BASE
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+T = TypeVar("T")
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -101,6 +106,30 @@ def running_installation(arguments: argparse.Namespace) -> Installation:
     if not installation.run.locked():
         raise CommandError(f"{installation.folder} does not run; start it with `headrace up`")
     return installation
+
+
+def in_transaction(arguments: argparse.Namespace, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
+    """What `work` returns; it sees all organisations (role `system`), in one transaction.
+
+    Raises:
+        InstallationError: where there is no installation.
+        OSError: where its database does not answer.
+    """
+    from core.database import Database
+    from core.settings import DatabaseSettings
+    from deploy.session import settings_of
+
+    settings = settings_of(installation_of(arguments), DatabaseSettings)
+
+    async def run() -> T:
+        database = Database(settings, role="system")
+        try:
+            async with database.writer() as connection:
+                return await work(connection)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
 
 
 def no_tenant(slug: str) -> str:

@@ -1,30 +1,24 @@
 """`headrace prices`: a public price list, or the price file once more, into the price book."""
 
 import argparse
-import asyncio
-from collections.abc import Awaitable, Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from deploy.cli.frame import (
     CommandError,
     Subparsers,
     command,
     command_group,
+    in_transaction,
     installation_of,
     note,
     print_json,
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from core.prices.lists import PriceList
     from core.prices.lists.plan import Plan
-    from core.settings import DatabaseSettings
-
-T = TypeVar("T")
 
 SHOWN = 20
 EXAMPLES = (
@@ -94,18 +88,12 @@ def run(arguments: argparse.Namespace) -> int:
     from core.prices import PriceError
     from core.prices.lists import read_list
     from core.prices.publish import Choice, import_list
-    from core.settings import DatabaseSettings
-    from deploy.session import settings_of
 
     choice = Choice(tuple(arguments.only), tuple(arguments.accept), arguments.factor)
     try:
         found = read_list(arguments.file, arguments.format)
-        database = settings_of(installation_of(arguments), DatabaseSettings)
-        made = asyncio.run(
-            _as_system(
-                database,
-                lambda connection: import_list(connection, found, choice, dry_run=arguments.dry_run),
-            )
+        made = in_transaction(
+            arguments, lambda connection: import_list(connection, found, choice, dry_run=arguments.dry_run)
         )
     except PriceError as error:
         raise CommandError(str(error)) from error
@@ -119,18 +107,12 @@ def run(arguments: argparse.Namespace) -> int:
 def run_record(arguments: argparse.Namespace) -> int:
     from core.prices import PriceError, read_file
     from core.prices.publish import publish
-    from core.settings import BillingSettings, DatabaseSettings
+    from core.settings import BillingSettings
     from deploy.session import settings_of
 
-    installation = installation_of(arguments)
     try:
-        declared = read_file(settings_of(installation, BillingSettings).prices_file)
-        fresh = asyncio.run(
-            _as_system(
-                settings_of(installation, DatabaseSettings),
-                lambda connection: publish(connection, declared, back=True),
-            )
-        )
+        declared = read_file(settings_of(installation_of(arguments), BillingSettings).prices_file)
+        fresh = in_transaction(arguments, lambda connection: publish(connection, declared, back=True))
     except PriceError as error:
         raise CommandError(str(error)) from error
     if arguments.json:
@@ -138,17 +120,6 @@ def run_record(arguments: argparse.Namespace) -> int:
     else:
         note(f"{len(declared):,} prices are declared, {len(fresh):,} were recorded")
     return 0
-
-
-async def _as_system(settings: "DatabaseSettings", work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
-    from core.database import Database
-
-    database = Database(settings, role="system")
-    try:
-        async with database.writer() as connection:
-            return await work(connection)
-    finally:
-        await database.close()
 
 
 def report(made: "Plan", found: "PriceList", *, dry_run: bool) -> dict[str, Any]:

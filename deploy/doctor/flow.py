@@ -141,14 +141,17 @@ def dead_letters(installation: Installation) -> Iterator[Finding]:
     if not installation.run.locked():
         return
     found = False
-    for table, name in (("outbox_dead", "topic"), ("queue_outbox_dead", "family")):
+    for table, name, kind in (
+        ("outbox_dead", "topic", "records"),
+        ("queue_outbox_dead", "family", "messages"),
+    ):
         rows = _query(
             installation, f"select {name}, code, count(*) from {table} group by 1, 2 order by 3 desc"
         )
         if rows:
             found = True
             detail = "; ".join(f"{count} of {of} ({code})" for of, code, count in rows[:5])
-            mend = f"read table `{table}` (reason), then replay or drop the rows"
+            mend = f"`headrace outbox list` says why; mend it, then `headrace outbox redrive {kind} --all`, or drop them"
             yield Finding("dead letters", Level.FAIL, detail, mend)
     if not found:
         yield Finding("dead letters", Level.OK, "none")

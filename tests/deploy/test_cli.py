@@ -27,6 +27,7 @@ EXPECTED = {
     "price-fix dry-run", "price-fix list", "price-fix show", "price-fix approve", "price-fix reject", "price-fix apply",
     "invoices list", "invoices show", "invoices close", "invoices adjust", "invoices readopt",
     "dead-letters list", "dead-letters redrive", "dead-letters drop",
+    "outbox list", "outbox redrive", "outbox drop",
 }  # fmt: skip
 
 

@@ -156,6 +156,7 @@ def test_dead_letters(started: Installation, execute: Execute) -> None:
     found = worst(flow.dead_letters, started)
     assert found.level is Level.FAIL
     assert "1 of usage.records (too_large)" in found.detail
+    assert "`headrace outbox redrive records --all`" in found.mend
 
 
 async def test_records_that_are_not_published(
