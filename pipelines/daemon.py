@@ -8,13 +8,15 @@ import sys
 import dagster as dg
 from dagster._daemon.cli import main as daemon
 
-from pipelines.recovery import fail_orphans
+from pipelines.recovery import fail_orphans, queue_retries
 
 
 def main() -> None:
     with dg.DagsterInstance.get() as instance:
         for run_id in fail_orphans(instance):
             sys.stdout.write(f"run {run_id} was never given to the code server and is marked failed\n")
+        for run_id in queue_retries(instance):
+            sys.stdout.write(f"run {run_id}, a retry, was never queued and is now\n")
     daemon()
 
 

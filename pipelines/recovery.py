@@ -3,8 +3,8 @@
 The default run launcher has no health check of its workers. What died with the code server stays STARTED for ever
 (200 s observed with run monitoring polling every 10 s) and its sensor waits that long: the launcher calls `python -m
 pipelines.recovery` whenever the code server starts, when no worker can be alive. A daemon that died after it had
-marked a run STARTING and before it had given it to the code server leaves a run that nobody starts: the next daemon
-looks for those first (`pipelines.daemon`).
+marked a run STARTING and before it had given it to the code server leaves a run that nobody starts, and one that died
+between making a retry and queueing it leaves that: the next daemon looks for both first (`pipelines.daemon`).
 """
 
 import sys
@@ -12,6 +12,7 @@ import time
 from typing import Any, Final, cast
 
 import dagster as dg
+from dagster._core.storage.tags import RETRY_NUMBER_TAG
 from dagster._grpc.types import GetCurrentRunsResult
 from dagster._serdes import deserialize_value
 
@@ -39,7 +40,7 @@ def fail_orphans(instance: dg.DagsterInstance) -> list[str]:
     Raises:
         dagster's errors where the code server does not answer; its next start fails all that it had.
     """
-    starting = [run for run in _runs(instance, [dg.DagsterRunStatus.STARTING]) if run.remote_job_origin]
+    starting = _served(instance, dg.DagsterRunStatus.STARTING)
     if not starting:
         return []
     time.sleep(SETTLED_SECONDS)
@@ -50,9 +51,27 @@ def fail_orphans(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in orphans]
 
 
+def queue_retries(instance: dg.DagsterInstance) -> list[str]:
+    """Queue every retry that was made and not queued; returns their ids.
+
+    For the daemon before it begins: nobody else makes retries. Dagster queues such a one when it looks at the failed run
+    again, but only once: not where the database was away at that moment.
+    """
+    waiting = _served(instance, dg.DagsterRunStatus.NOT_STARTED)
+    made = [run for run in waiting if RETRY_NUMBER_TAG in run.tags]
+    for run in made:
+        instance.report_dagster_event(dg.DagsterEvent.job_enqueue(run), run_id=run.run_id)
+    return [run.run_id for run in made]
+
+
 def _runs(instance: dg.DagsterInstance, statuses: list[dg.DagsterRunStatus]) -> list[dg.DagsterRun]:
     records = instance.get_run_records(dg.RunsFilter(statuses=statuses))
     return [record.dagster_run for record in records]
+
+
+def _served(instance: dg.DagsterInstance, status: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+    """Those that belong to a code server."""
+    return [run for run in _runs(instance, [status]) if run.remote_job_origin is not None]
 
 
 def _current(run: dg.DagsterRun) -> list[str]:
