@@ -25,7 +25,10 @@ def register(subparsers: Subparsers) -> None:
     )
     what = "SIGKILL components during an import and compare every content hash with an undisturbed run"
     parser = _parser(group, "usage-kill", what, usage_kill)
-    parser.add_argument("--kills", type=int, default=20, metavar="N")
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="20 where left out")
+    parser.add_argument(
+        "--requests", type=int, default=20_000, metavar="N", help="to import, 20,000 where left out"
+    )
     what = "SIGKILL workers at every named point of the usage path and at random, two at a time, and compare content hashes"
     parser = _parser(group, "usage", what, usage)
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="at random moments (default 100)")
@@ -77,7 +80,13 @@ def usage_kill(arguments: argparse.Namespace) -> int:
     return _carry_out(
         arguments,
         lambda folder: drill(
-            folder, arguments.profile, arguments.port_base, arguments.kills, arguments.seed, note
+            folder,
+            arguments.profile,
+            arguments.port_base,
+            arguments.kills,
+            arguments.requests,
+            arguments.seed,
+            note,
         ),
         show,
     )

@@ -20,7 +20,8 @@ from deploy.imports.runner import run_import
 from deploy.installation import Installation, load
 from deploy.session import operator, settings_of
 
-TENANT = "drill"
+CALM, STORM = "drill-calm", "drill-storm"
+"""The two organisations that the same file is imported for."""
 PATIENCE = 420.0
 """Seconds a quiet platform has to finish what is owed, restarts and a Dagster retry included."""
 Say = Callable[[str], None]
@@ -75,20 +76,21 @@ class Storm(threading.Thread):
             time.sleep(0.1)
 
 
-def drill(folder: Path, profile: str, port_base: int, kills: int, seed: int, say: Say) -> dict[str, Any]:
-    """Run the calm and the storm, one after the other, each on a platform of its own below `folder`.
+def drill(
+    folder: Path, profile: str, port_base: int, kills: int, requests: int, seed: int, say: Say
+) -> dict[str, Any]:
+    """Import so many requests in a calm, then for another organisation in a storm, on a platform in `folder`.
 
     Raises:
         DrillError: the drill could not be carried out, or its contents differ.
     """
-    trace = sample.write(folder / "trace.csv", seed=seed, count=20_000)
-    say("calm: the same import, undisturbed")
-    with Platform(folder / "calm", profile, port_base) as platform:
-        calm = _import_and_hash(platform, trace, lambda sent, total: None)
-    say(f"storm: {kills} kills, seed {seed}")
-    with Platform(folder / "storm", profile, port_base) as platform:
+    trace = sample.write(folder / "trace.csv", seed=seed, count=requests)
+    with Platform(folder / "platform", profile, port_base) as platform:
+        say("calm: the same import, undisturbed")
+        calm = _import_and_hash(platform, CALM, trace, lambda sent, total: None)
+        say(f"storm: {kills} kills, seed {seed}")
         storm = Storm(platform, plan(profile, kills, seed), say)
-        disturbed = _import_and_hash(platform, trace, storm.hold_back, storm)
+        disturbed = _import_and_hash(platform, STORM, trace, storm.hold_back, storm)
     report = {
         "profile": profile,
         "seed": seed,
@@ -104,17 +106,21 @@ def drill(folder: Path, profile: str, port_base: int, kills: int, seed: int, say
 
 
 def _import_and_hash(
-    platform: Platform, trace: Path, hold_back: Callable[[int, int], None], storm: Storm | None = None
+    platform: Platform,
+    tenant: str,
+    trace: Path,
+    hold_back: Callable[[int, int], None],
+    storm: Storm | None = None,
 ) -> Result:
     installation = load(platform.data)
     owner = operator(installation)
-    tenant_id = owner.ensure_tenant(TENANT)
-    key = owner.tenant_key(TENANT)
+    tenant_id = owner.ensure_tenant(tenant)
+    key = owner.tenant_key(tenant)
     if storm is not None:
         storm.start()
     with Client(owner.gateway_url, key, patience=180) as client:
         run_import(
-            client, trace, run.mapped("drill"), tenant_id=tenant_id, tenant_name=TENANT,
+            client, trace, run.mapped("drill"), tenant_id=tenant_id, tenant_name=tenant,
             checkpoints=platform.data / "imports", progress=hold_back,
         )  # fmt: skip
     if storm is not None:
@@ -145,7 +151,7 @@ async def _hash(installation: Installation, owner: Operator, tenant_id: str, eve
     deadline = time.monotonic() + PATIENCE
     while True:
         expected = await run.expected(settings, tenant_id)
-        totals = owner.client().get("/api/v1/billing/invariants", tenant=TENANT)["totals"]
+        totals = owner.client().get("/api/v1/billing/invariants", tenant=tenant_id)["totals"]
         if expected.counted >= events and int(totals["landed"]) == expected.landed:
             break
         if time.monotonic() > deadline:
@@ -156,7 +162,7 @@ async def _hash(installation: Installation, owner: Operator, tenant_id: str, eve
     problems = list(oracle.differences(expected, {name: int(totals[name]) for name in expected.as_dict()}))
     if problems:
         raise DrillError(f"published fates are not the oracle's: {'; '.join(problems)}")
-    draft = owner.client().get("/api/v1/billing/invoices/draft", tenant=TENANT)
+    draft = owner.client().get("/api/v1/billing/invoices/draft", tenant=tenant_id)
     while True:
         pointer = await read_pointer(objects, database)
         if pointer is not None and pointer.lake_version >= int(draft["lake_version"]):
