@@ -5,7 +5,6 @@ The tests run in order on one installation; each leaves it ready for the next.
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,12 +17,13 @@ from typing import Any
 import psutil
 import pytest
 
-from deploy.components import environment, is_ready
-from deploy.dagster_web import ask
+from deploy.client import ApiError, Client
+from deploy.components import is_ready
 from deploy.drill.platform import fork_servers, forks
 from deploy.installation import load
 from deploy.supervisor.processes import alive, identify, kill_all, marked, send, wait_gone
 from deploy.supervisor.run_folder import RunFolder
+from tests.deploy.dagster_runs import launched, leave, parents, process_of, state_of, terminate
 from tests.servers import free_base, free_port
 
 HEADRACE = (sys.executable, "-m", "deploy.cli.main")
@@ -31,20 +31,6 @@ NAMES = {
     "postgres", "valkey", "milvus", "users", "billing", "lookup", "gateway", "relay", "extractive", "agents", "memory", "ws",
     "web", "dagster-code", "dagster-web", "dagster-daemon",
 }  # fmt: skip
-
-
-LAUNCH = """
-mutation ($job: String!) { launchRun(executionParams: {runConfigData: {}, selector: {
-    repositoryLocationName: "headrace", repositoryName: "__repository__", jobName: $job}}) {
-        __typename ... on LaunchRunSuccess { run { runId } } } }
-"""
-TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
-EVENTS = """
-query ($run: ID!) { runOrError(runId: $run) { ... on Run {
-    eventConnection { events { ... on EngineEvent { message } } } } } }
-"""
-RETRIES = "{ runsOrError { ... on Runs { results { parentRunId } } } }"
-STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 
 
 def headrace(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -126,41 +112,16 @@ def test_taken_ports_are_named_with_their_owner(data: Path, tmp_path: Path) -> N
     assert "--port-base" in answer.stderr
 
 
-def launched(data: Path, job: str) -> str:
-    """Id of a new run of the job."""
-    return str(ask(load(data).port("dagster-web"), LAUNCH, job=job)["launchRun"]["run"]["runId"])
-
-
-def state_of(data: Path, run: str) -> str:
-    return str(ask(load(data).port("dagster-web"), STATUS, run=run)["runOrError"]["status"])
-
-
-MARK_STARTING = """
-import sys, dagster as dg
-with dg.DagsterInstance.get() as instance:
-    run = instance.get_run_by_id(sys.argv[1])
-    event = dg.DagsterEvent(event_type_value=dg.DagsterEventType.PIPELINE_STARTING.value, job_name=run.job_name)
-    instance.report_dagster_event(event, run_id=run.run_id)
-"""
-
-
-def mark_starting(data: Path, run: str) -> None:
-    """As the daemon does before it calls the code server."""
-    env = environment(load(data), "dagster-daemon")
-    subprocess.run([sys.executable, "-c", MARK_STARTING, run], env=env, check=True)
-
-
-def process_of(data: Path, run: str) -> int | None:
-    """Where the run executes, as it says itself; None before."""
-    events = ask(load(data).port("dagster-web"), EVENTS, run=run)["runOrError"]["eventConnection"]["events"]
-    found = (re.search(r"Started process for run \(pid: (\d+)\)", each.get("message", "")) for each in events)
-    return next((int(pid[1]) for pid in found if pid), None)
-
-
-def parents(data: Path) -> set[str]:
-    """Ids of the runs that were retried."""
-    rows = ask(load(data).port("dagster-web"), RETRIES)["runsOrError"]["results"]
-    return {row["parentRunId"] for row in rows}
+def is_accepted(data: Path, key: str) -> bool:
+    """Whether the installation answers who has this key."""
+    with Client(load(data).environment["HEADRACE_GATEWAY_URL"], key) as caller:
+        try:
+            caller.get("/api/v1/billing/invariants")
+        except ApiError as error:
+            if error.status != 401:
+                raise
+            return False
+    return True
 
 
 def started(data: Path, job: str) -> tuple[str, list[psutil.Process]]:
@@ -187,7 +148,7 @@ def test_a_run_is_a_fork_of_a_process_that_has_imported(data: Path) -> None:
 def test_a_run_that_is_cancelled_ends(data: Path) -> None:
     run, working = started(data, "quality_suites")
     assert working
-    ask(load(data).port("dagster-web"), TERMINATE, run=run)
+    terminate(data, run)
     while (state := state_of(data, run)) != "CANCELED":
         assert state in ("STARTED", "CANCELING")
         time.sleep(0.1)
@@ -212,7 +173,7 @@ def test_a_run_dies_with_the_fork_server_and_is_retried_on_another(data: Path) -
     assert fork_servers(code) != [server]
 
 
-def test_a_new_daemon_fails_the_run_that_the_dead_one_never_started_and_no_other(data: Path) -> None:
+def test_a_new_daemon_goes_on_with_what_the_dead_one_left(data: Path) -> None:
     daemon = component(data, "dagster-daemon")["pid"]
     known = launched(data, "lake_maintenance")
     while not (pid := process_of(data, known)):
@@ -221,13 +182,14 @@ def test_a_new_daemon_fails_the_run_that_the_dead_one_never_started_and_no_other
     assert state_of(data, known) == "STARTING"
     os.kill(daemon, signal.SIGSTOP)
     orphan = launched(data, "quality_suites")
-    mark_starting(data, orphan)
+    retry = leave(data, orphan)
+    assert (state_of(data, orphan), state_of(data, retry)) == ("STARTING", "NOT_STARTED")
     os.kill(daemon, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while state_of(data, orphan) != "FAILURE":
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    while orphan not in parents(data):
+    while orphan not in parents(data) or state_of(data, retry) == "NOT_STARTED":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert state_of(data, known) == "STARTING"
@@ -246,6 +208,25 @@ def test_a_killed_component_heals(data: Path, name: str) -> None:
     assert after["pid"] != before["pid"]
     assert after["restarts"] == before["restarts"] + 1
     assert after["reason"] == "killed by SIGKILL when ready"
+
+
+def test_another_installation_runs_beside_it_and_ends_alone(data: Path, tmp_path: Path) -> None:
+    other, before = tmp_path / "other", {row["name"]: row["pid"] for row in written(data)["components"]}
+    answer = headrace("up", "--detach", "--data", str(other), "--port-base", str(free_base()))
+    assert answer.returncode == 0, answer.stderr
+    try:
+        assert {row["state"] for row in status(other).values()} == {"ready"}
+        keys = {folder: headrace("key", "--data", str(folder)).stdout.strip() for folder in (data, other)}
+        for folder in keys:
+            accepted = {whose: is_accepted(folder, key) for whose, key in keys.items()}
+            assert accepted == {whose: whose == folder for whose in keys}
+    finally:
+        answer = headrace("down", "--data", str(other))
+    assert answer.returncode == 0, answer.stderr
+    assert marked(f"{load(other).mark}/") == []
+    assert is_accepted(data, keys[data])
+    assert written(data)["ready"]
+    assert {row["name"]: row["pid"] for row in written(data)["components"]} == before
 
 
 def test_serve_runs_one_service_in_the_foreground(data: Path) -> None:
