@@ -23,9 +23,10 @@ from prometheus_client import Histogram
 
 from core.contracts.memory import memory_pb2 as pb
 from core.contracts.memory import memory_pb2_grpc as pb_grpc
+from core.ids import is_id
 from core.messaging.trace import trace_context
 from core.vectors import LexicalUnsupportedError, ModelMismatchError, VectorsUnavailableError
-from services.common.errors import Problem, from_exception, unavailable
+from services.common.errors import Problem, from_exception, not_found, unavailable
 from services.common.principal import HEADER, Principal, PrincipalError, verify
 from services.memory import schemas
 from services.memory.documents import Documents, own_tenant
@@ -82,7 +83,7 @@ class MemoryGrpc(pb_grpc.MemoryServiceServicer, pb_grpc.KnowledgeServiceServicer
     async def Retrieve(self, request: pb.RetrieveRequest, context: Any) -> pb.RetrieveResponse:  # noqa: N802
         async def work(principal: Principal) -> pb.RetrieveResponse:
             text = await self._texts.slice(
-                principal, request.document, request.version, request.start, request.end
+                principal, _known_shape(request.document), request.version, request.start, request.end
             )
             return pb.RetrieveResponse(text=text)
 
@@ -90,7 +91,7 @@ class MemoryGrpc(pb_grpc.MemoryServiceServicer, pb_grpc.KnowledgeServiceServicer
 
     async def GetDocumentStatus(self, request: pb.DocumentRequest, context: Any) -> pb.DocumentStatus:  # noqa: N802
         async def work(principal: Principal) -> pb.DocumentStatus:
-            document, versions = await self._documents.find(principal, request.document)
+            document, versions = await self._documents.find(principal, _known_shape(request.document))
             newest = versions[0] if versions else None
             return pb.DocumentStatus(
                 document=document.id,
@@ -103,7 +104,7 @@ class MemoryGrpc(pb_grpc.MemoryServiceServicer, pb_grpc.KnowledgeServiceServicer
 
     async def DeleteDocument(self, request: pb.DocumentRequest, context: Any) -> pb.DocumentStatus:  # noqa: N802
         async def work(principal: Principal) -> pb.DocumentStatus:
-            await self._documents.delete(principal, request.document)
+            await self._documents.delete(principal, _known_shape(request.document))
             return pb.DocumentStatus(document=request.document, state="deleted")
 
         return await self._guarded("DeleteDocument", context, "memory:write", work)
@@ -208,6 +209,13 @@ def _length(data: bytes) -> bytes:
         size >>= 7
     found.append(size)
     return bytes(found)
+
+
+def _known_shape(document: str) -> str:
+    """Raises: Problem 404 for what is no id, as the paths of REST do."""
+    if not is_id(document):
+        raise not_found("document")
+    return document
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -70,6 +70,18 @@ async def test_search_retrieve_status_delete(
     assert list(gone.passages) == []
 
 
+async def test_what_is_no_id_names_no_document(channel: grpc.aio.Channel, acme: Caller) -> None:
+    knowledge = pb_grpc.KnowledgeServiceStub(channel)
+    for name in ("", "terms.txt", "doc_\x00", "doc_" + "\x00" * 36, "d" * 100_000):
+        named = pb.DocumentRequest(document=name)
+        for call in (
+            knowledge.Retrieve(pb.RetrieveRequest(document=name, version=1), timeout=5, metadata=who(acme)),
+            knowledge.GetDocumentStatus(named, timeout=5, metadata=who(acme)),
+            knowledge.DeleteDocument(named, timeout=5, metadata=who(acme)),
+        ):
+            assert (await refusal(call)).code() is grpc.StatusCode.NOT_FOUND, name[:40]
+
+
 async def test_who_calls_and_by_when(channel: grpc.aio.Channel, acme: Caller) -> None:
     memory, question = pb_grpc.MemoryServiceStub(channel), pb.SearchRequest(query="x")
     code = grpc.StatusCode
