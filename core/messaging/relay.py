@@ -5,6 +5,7 @@ the batch again (consumers know identities); where the log lives in the same dat
 delete are one transaction and nothing is sent twice.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
@@ -92,26 +93,29 @@ class OutboxRelay(Leader):
         """Move the head of the outbox; returns how many rows it dealt with."""
         if self._transactional is None:
             rows = await connection.fetch(_HEAD, *self._limits)
-            refused = await self._move(connection, rows)
+            refused = await self._deliver(connection, rows)
+            async with connection.transaction():
+                await self._forget(connection, rows, refused)
         else:
             async with connection.transaction():
                 rows = await connection.fetch(_HEAD, *self._limits)
-                refused = await self._move(connection, rows)
+                refused = await self._deliver(connection, rows)
+                await self._forget(connection, rows, refused)
         self._measure(rows, refused)
         return len(rows)
 
-    async def _move(self, connection: asyncpg.Connection, rows: list[Any]) -> list[_Refused]:
-        if not rows:
-            return []
-        refused = await self._deliver(connection, rows)
-        async with connection.transaction():
-            for group in refused:
-                await connection.execute(_BURY, group.ids, group.code, group.reason[:500])
+    @staticmethod
+    async def _forget(connection: asyncpg.Connection, rows: list[Any], refused: list[_Refused]) -> None:
+        """Take the rows out of the outbox, in the caller's transaction; what was refused is buried."""
+        for group in refused:
+            await connection.execute(_BURY, group.ids, group.code, group.reason[:500])
+        if rows:
             await connection.execute("delete from outbox where id = any($1)", [row["id"] for row in rows])
-        return refused
 
     async def _deliver(self, connection: asyncpg.Connection, rows: list[Any]) -> list[_Refused]:
         """Append the rows; returns those that the log will never take. The rest is durable."""
+        if not rows:
+            return []
         records = [
             NewRecord(row["topic"], row["key"], row["value"], headers.decode(row["headers"])) for row in rows
         ]
@@ -147,11 +151,12 @@ class OutboxRelay(Leader):
                 records=len(group.ids),
             )
         dead = {row_id for group in refused for row_id in group.ids}
-        for row in rows:
-            if row["id"] not in dead:
-                telemetry.OUTBOX_RELAYED.labels(_label(row["topic"])).inc()
-                latency = (instant - row["enqueued_at"]).total_seconds()
-                telemetry.OUTBOX_LATENCY.observe(max(0.0, latency))
+        moved = [row for row in rows if row["id"] not in dead]
+        for topic, records in Counter(row["topic"] for row in moved).items():
+            telemetry.OUTBOX_RELAYED.labels(_label(topic)).inc(records)
+        for row in moved:
+            latency = (instant - row["enqueued_at"]).total_seconds()
+            telemetry.OUTBOX_LATENCY.observe(max(0.0, latency))
 
 
 def _label(topic: str) -> str:
