@@ -1,10 +1,13 @@
 """`GET /api/v1/usage`: published cells plus the tail behind them, as one number."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final, Literal
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.aggregation import element_value
 from core.clock import rfc3339
@@ -112,45 +115,48 @@ class Quota:
         """Cells and the tail that begins exactly where they end. What cannot be added up has the tail in it
         already."""
         for attempt in range(ATTEMPTS):
-            with tenant(question.tenant):
-                # A replica may lag behind what the tail has already let go: then ask the primary.
-                opened = self._app.writer() if attempt else self._app.reader()
-                async with opened as connection:
-                    rows, published = await store.cells(
-                        connection,
-                        question.published_grain,
-                        since=question.since,
-                        until=question.until,
-                        meter=question.meter,
-                        summed=question.grain == "total",
-                    )
-            try:
-                view = await self._live.view(published, question.tenant)
-            except StaleCellsError:
-                continue
-            standing, reflected = await self._elements(question, published, view, primary=attempt > 0)
-            if reflected == published:
-                return rows, standing, published, view
-        standing, _ = await self._elements(question, published, None, primary=True)
-        return rows, standing, published, None
-
-    async def _elements(
-        self, question: Question, published: Published, view: View | None, *, primary: bool
-    ) -> tuple[Standing, Published]:
-        if question.meter is not None and is_summable(question.meter):
-            return Standing([], [], {}), published
-        behind = [_behind(cell) for cell in (() if view is None else view.cells) if question.contains(cell)]
-        with tenant(question.tenant):
-            opened = self._app.writer() if primary else self._app.reader()
-            async with opened as connection:
-                return await store.elements(
+            # A replica may lag behind what the tail has already let go: then ask the primary.
+            async with self._connection(question, primary=attempt > 0) as connection:
+                rows, published = await store.cells(
                     connection,
-                    question.grain,
+                    question.published_grain,
                     since=question.since,
                     until=question.until,
                     meter=question.meter,
-                    behind=[one for one in behind if one.element and one.events],
+                    summed=question.grain == "total",
                 )
+                try:
+                    view = await self._live.view(published, question.tenant)
+                except StaleCellsError:
+                    continue
+                standing, reflected = await _elements(connection, question, published, view)
+            if reflected == published:
+                return rows, standing, published, view
+        async with self._connection(question, primary=True) as connection:
+            standing, _ = await _elements(connection, question, published, None)
+        return rows, standing, published, None
+
+    @asynccontextmanager
+    async def _connection(self, question: Question, *, primary: bool) -> AsyncIterator[AsyncConnection]:
+        with tenant(question.tenant):
+            async with self._app.writer() if primary else self._app.reader() as connection:
+                yield connection
+
+
+async def _elements(
+    connection: AsyncConnection, question: Question, published: Published, view: View | None
+) -> tuple[Standing, Published]:
+    if question.meter is not None and is_summable(question.meter):
+        return Standing([], [], {}), published
+    behind = [_behind(cell) for cell in (() if view is None else view.cells) if question.contains(cell)]
+    return await store.elements(
+        connection,
+        question.grain,
+        since=question.since,
+        until=question.until,
+        meter=question.meter,
+        behind=[one for one in behind if one.element and one.events],
+    )
 
 
 def question(
