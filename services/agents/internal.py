@@ -52,7 +52,7 @@ class Places:
         )
 
 
-def _places(request: Request) -> Places:
+async def _places(request: Request) -> Places:
     found: Places = request.app.state.agents.places
     return found
 

@@ -45,30 +45,30 @@ class Service:
     """Seconds between comments of a stream."""
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     found: Service = request.app.state.agents
     return found
 
 
-def _agent_name(agent: Annotated[str, Path(alias="id", description="`agt_…` or the slug.")]) -> str:
+async def _agent_name(agent: Annotated[str, Path(alias="id", description="`agt_…` or the slug.")]) -> str:
     if _AGENT.fullmatch(agent) is None:
         raise not_found("agent")
     return agent
 
 
-def _conversation_id(conversation: Annotated[str, Path(alias="id", description="`cnv_…`")]) -> str:
+async def _conversation_id(conversation: Annotated[str, Path(alias="id", description="`cnv_…`")]) -> str:
     if not is_id(conversation):
         raise not_found("conversation")
     return conversation
 
 
-def _run_id(run: Annotated[str, Path(alias="id", description="`run_…`")]) -> str:
+async def _run_id(run: Annotated[str, Path(alias="id", description="`run_…`")]) -> str:
     if not is_id(run):
         raise not_found("run")
     return run
 
 
-def _call_id(call: Annotated[str, Path(description="`tcl_…`")]) -> str:
+async def _call_id(call: Annotated[str, Path(description="`tcl_…`")]) -> str:
     if not is_id(call):
         raise not_found("approval")
     return call

@@ -12,7 +12,7 @@ router = APIRouter()
 MAX_BYTES = 16_384
 
 
-def _holds(request: Request) -> Holds:
+async def _holds(request: Request) -> Holds:
     found: Holds = request.app.state.holds
     return found
 

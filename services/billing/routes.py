@@ -1,5 +1,6 @@
 """HTTP of the billing service."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -16,7 +17,7 @@ from services.billing.invoices.schemas import month_query
 from services.billing.money import Money
 from services.billing.producers import Producers
 from services.billing.quarantine import Quarantine
-from services.billing.quota import Grain, Quota, question
+from services.billing.quota import Grain, Question, Quota, question
 from services.billing.tenants import Tenants
 from services.billing.trace.events import Events
 from services.billing.trace.lines import Lines
@@ -46,7 +47,7 @@ class Billing:
     reconciler: Reconciler
 
 
-def _billing(request: Request) -> Billing:
+async def _billing(request: Request) -> Billing:
     found: Billing = request.app.state.billing
     return found
 
@@ -117,31 +118,29 @@ async def register_import(
     return await billing.ingest.register(principal, declared, Repeatable.of(request, principal.subject, body))
 
 
-@dataclass(frozen=True, slots=True)
-class UsageQuery:
-    """Query of `GET /api/v1/usage`."""
-
+async def _asked(
     since: Annotated[
         datetime | None, Query(alias="from", description="With zone; widened to the full hour or day.")
-    ] = None
+    ] = None,
     until: Annotated[
         datetime | None, Query(alias="to", description="Exclusive; widened to the full hour or day.")
-    ] = None
-    grain: Annotated[Grain, Query(description="One sum a meter, or a cell for each hour or day.")] = "total"
-    meter: Annotated[str | None, Query(max_length=128)] = None
+    ] = None,
+    grain: Annotated[Grain, Query(description="One sum a meter, or a cell for each hour or day.")] = "total",
+    meter: Annotated[str | None, Query(max_length=128)] = None,
+) -> Callable[[str], Question]:
+    return lambda tenant_id: question(tenant_id, grain, since, until, meter)
 
 
 @router.get("/api/v1/usage", tags=["usage"])
 async def usage(
     billing: BillingOf,
     principal: Annotated[Principal, Depends(require("usage:read"))],
-    query: Annotated[UsageQuery, Depends()],
+    asked: Annotated[Callable[[str], Question], Depends(_asked)],
     tenant: TenantQuery = None,
 ) -> documents.Usage:
     """Usage until now: what is published plus what arrived since. `live` is false while the latter is
     not known completely; `as_of` says up to which records of the topic the answer goes."""
-    tenant_id = await billing.tenants.resolve(principal, tenant)
-    return await billing.quota.answer(question(tenant_id, query.grain, query.since, query.until, query.meter))
+    return await billing.quota.answer(asked(await billing.tenants.resolve(principal, tenant)))
 
 
 @router.get("/api/v1/meters", tags=["usage"])

@@ -57,7 +57,7 @@ class Answer:
     on_repeat: Problem | None = None
 
 
-def _repeatable(
+async def _repeatable(
     request: Request,
     _: Annotated[
         str | None,

@@ -30,7 +30,7 @@ class Page(BaseModel):
         return self.limit + 1
 
 
-def page(
+async def page(
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="How many items.")] = DEFAULT_LIMIT,
     after: Annotated[Cursor, Query(description="Items behind the one with this id.")] = "",
     before: Annotated[Cursor, Query(description="Items in front of the one with this id.")] = "",

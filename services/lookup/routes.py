@@ -15,7 +15,7 @@ router = APIRouter(prefix="/internal/usage", tags=["internal"], dependencies=[De
 MAX_BYTES = 4 << 20
 
 
-def _lookup(request: Request) -> Lookup:
+async def _lookup(request: Request) -> Lookup:
     found: Callable[[Callable[[], Awaitable[bool]]], Lookup] = request.app.state.lookup
     return found(request.is_disconnected)
 

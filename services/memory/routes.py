@@ -35,7 +35,7 @@ class Memory:
     texts: Texts
 
 
-def _memory(request: Request) -> Memory:
+async def _memory(request: Request) -> Memory:
     found: Memory = request.app.state.memory
     return found
 
@@ -46,11 +46,13 @@ def _known_shape(what: str, text: str) -> str:
     return text
 
 
-def _base_id(base_id: Annotated[str, Path(alias="id", description="`kb_…`")]) -> str:
+async def _base_id(base_id: Annotated[str, Path(alias="id", description="`kb_…`")]) -> str:
     return _known_shape("knowledge base", base_id)
 
 
-def _document_id(document_id: Annotated[str, Path(alias="id", description="`doc_…` or `mem_…`")]) -> str:
+async def _document_id(
+    document_id: Annotated[str, Path(alias="id", description="`doc_…` or `mem_…`")],
+) -> str:
     return _known_shape("document", document_id)
 
 

@@ -11,7 +11,7 @@ from services.relay.handlers import DeadLetters
 router = APIRouter()
 
 
-def _dead_letters(request: Request) -> DeadLetters:
+async def _dead_letters(request: Request) -> DeadLetters:
     found: DeadLetters = request.app.state.dead_letters
     return found
 

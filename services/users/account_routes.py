@@ -16,14 +16,14 @@ from services.users.parts import UsersOf, known_shape
 router = APIRouter()
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """The client as the gateway saw it (it drops what the client claims), else the connection's other end."""
     forwarded = request.headers.get("x-forwarded-for", "")
     address = forwarded.rpartition(",")[2].strip() or (request.client.host if request.client else "")
     return Caller(address, request.headers.get("user-agent", ""))
 
 
-def _session_id(session_id: str) -> str:
+async def _session_id(session_id: str) -> str:
     return known_shape("session", session_id)
 
 

@@ -16,11 +16,11 @@ from services.users.parts import OrganizationId, UsersOf, known_shape
 router = APIRouter()
 
 
-def _person_id(person_id: Annotated[str, Path(description="`usr_…`")]) -> str:
+async def _person_id(person_id: Annotated[str, Path(description="`usr_…`")]) -> str:
     return known_shape("member", person_id)
 
 
-def _invitation_id(invitation_id: Annotated[str, Path(description="`invt_…`")]) -> str:
+async def _invitation_id(invitation_id: Annotated[str, Path(description="`invt_…`")]) -> str:
     return known_shape("invitation", invitation_id)
 
 

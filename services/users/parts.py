@@ -33,7 +33,7 @@ class Users:
     invitations: Invitations
 
 
-def _users(request: Request) -> Users:
+async def _users(request: Request) -> Users:
     found: Users = request.app.state.users
     return found
 
@@ -45,7 +45,7 @@ def known_shape(what: str, text: str) -> str:
     return text
 
 
-def _organization_id(organization_id: Annotated[str, Path(alias="id", description="`org_…`")]) -> str:
+async def _organization_id(organization_id: Annotated[str, Path(alias="id", description="`org_…`")]) -> str:
     return known_shape("organisation", organization_id)
 
 

@@ -20,7 +20,7 @@ router = APIRouter()
 KEY_SET_SECONDS: Final = 300
 
 
-def _key_id(key_id: Annotated[str, Path(description="`key_…`")]) -> str:
+async def _key_id(key_id: Annotated[str, Path(description="`key_…`")]) -> str:
     return known_shape("key", key_id)
 
 

@@ -93,12 +93,12 @@ async def open_openai(
         await usage.close()
 
 
-def _openai(request: Request) -> OpenAI:
+async def _openai(request: Request) -> OpenAI:
     found: OpenAI = request.app.state.openai
     return found
 
 
-def _run_of(response: str) -> str:
+async def _run_of(response: str) -> str:
     found = shapes.run_id(response)
     if _RUN.fullmatch(found) is None:
         raise not_found("response")
@@ -206,7 +206,7 @@ async def create_response(request: Request, openai: OpenAIOf, principal: Caller)
     instructions, previous = body.get("instructions") or "", body.get("previous_response_id")
     conversation = None
     if previous is not None:
-        found, _ = await openai.runs.get(principal, _run_of(str(previous)))
+        found, _ = await openai.runs.get(principal, await _run_of(str(previous)))
         conversation = found.conversation_id
     own = {"background": background, "model": model, "previous": previous}
     started = await openai.runs.start(

@@ -15,7 +15,7 @@ from services.common.paging import PageQuery
 router = APIRouter()
 
 
-def _handlers(request: Request) -> ProviderHandlers:
+async def _handlers(request: Request) -> ProviderHandlers:
     found: ProviderHandlers = request.app.state.providers
     return found
 
