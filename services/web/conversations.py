@@ -1,34 +1,55 @@
 """Pages of conversations: the list, one conversation with its live run, and the stream behind it."""
 
+import asyncio
 import uuid
 from typing import Any, Final
 
 from starlette.responses import JSONResponse, Response
 
-from services.web.api import segment
+from services.web.api import ApiError, segment
 from services.web.live import EventStream
 from services.web.pages import page
 from services.web.person import Person, see_other
 from services.web.routing import behind, cursor, form_of, listed, routes, text_of, wants_json, window
 
 _GOING: Final = {"queued", "running", "waiting"}
+_AGENTS: Final = "/api/v1/agents"
 _OPEN_RUNS: Final = "32"
 """As many as a conversation may have; they go one after another."""
 
 
 async def index(person: Person) -> Response:
     found = await person.call("GET", "/api/v1/conversations", params=window(person, 50))
-    agents = listed(await person.call("GET", "/api/v1/agents", params={"limit": "100"}))
-    names = {one["id"]: one["name"] for one in agents}
-    ready = [one for one in agents if one["version"] is not None]
+    agents = await person.call("GET", _AGENTS, params=window(person, 100, "agents"))
+    ready = [one for one in listed(agents) if one["version"] is not None]
     return page(
         person,
         "conversations.html",
         conversations=listed(found),
         after=behind(found),
         agents=ready,
-        names=names,
+        agents_after=behind(agents),
+        names=await _names(person, listed(found), agents),
     )
+
+
+async def _names(person: Person, conversations: list[dict[str, Any]], agents: Any) -> dict[str, str]:
+    """Names of the agents of these conversations: from the part of their list at hand, the others one by one."""
+    names = {one["id"]: one["name"] for one in listed(agents)}
+    if not behind(agents) and not cursor(person, "agents"):
+        return names  # what is not on the whole list was deleted
+    others = {one["agent_id"] for one in conversations} - names.keys()
+    return names | dict(await asyncio.gather(*(_named(person, one) for one in others)))
+
+
+async def _named(person: Person, agent: str) -> tuple[str, str]:
+    try:
+        found = await person.call("GET", f"{_AGENTS}/{segment(agent)}")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return agent, ""
+    return agent, str(found["name"])
 
 
 async def begin(person: Person) -> Response:

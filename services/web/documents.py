@@ -14,25 +14,44 @@ from services.web.routing import behind, cursor, form_of, listed, message, route
 AROUND: Final = 2_000
 """Characters shown before and behind a quote."""
 MOVING: Final = frozenset({"uploading", "queued", "parsing", "chunking", "embedding", "indexing"})
+_BASES: Final = "/api/v1/knowledge-bases"
 _PIECE: Final = 256 << 10
 
 
 async def index(person: Person) -> Response:
-    bases = listed(await person.call("GET", "/api/v1/knowledge-bases", params={"limit": "100"}))
-    wanted = person.request.query_params.get("base", "")
-    base = next((one for one in bases if one["id"] == wanted), bases[0] if bases else None)
+    held = await person.call("GET", _BASES, params=window(person, 100, "bases"))
+    bases, wanted = listed(held), person.request.query_params.get("base", "")
+    base = next((one for one in bases if one["id"] == wanted), None)
+    if base is None and wanted:
+        # It stands on another part of the list, as a new one does behind many.
+        base = await _base(person, wanted)
+        bases = [base, *bases] if base else bases
+    base = base or (bases[0] if bases else None)
     found = None if base is None else await _documents(person, base["id"])
     documents = listed(found) if found else []
     return page(
         person,
         "documents.html",
         bases=bases,
+        bases_shown_after=cursor(person, "bases"),
+        bases_after=behind(held),
         base=base,
         documents=documents,
         shown_after=cursor(person),
         after=behind(found) if found else "",
         moving=any(one["state"] in MOVING for one in documents),
     )
+
+
+async def _base(person: Person, name: str) -> dict[str, Any] | None:
+    """A knowledge base; None where there is none of this name."""
+    try:
+        found: dict[str, Any] = await person.call("GET", f"{_BASES}/{segment(name)}")
+    except ApiError as error:
+        if error.status not in {400, 404}:
+            raise
+        return None
+    return found
 
 
 async def states(person: Person) -> Response:
@@ -54,7 +73,7 @@ async def create_base(person: Person) -> Response:
     form = await form_of(person)
     made = await person.call(
         "POST",
-        "/api/v1/knowledge-bases",
+        _BASES,
         {"slug": text_of(form, "slug").strip(), "name": text_of(form, "name").strip()},
     )
     return see_other(f"/documents?base={made['id']}")
@@ -69,7 +88,7 @@ async def upload(person: Person) -> Response:
     try:
         announced = await person.call(
             "POST",
-            f"/api/v1/knowledge-bases/{base}/documents",
+            f"{_BASES}/{base}/documents",
             {"name": file.filename[-300:], "size": size},
         )
         await person.api.upload(announced["upload"]["url"], _pieces(file), size)
@@ -138,7 +157,7 @@ def _place(text_: str) -> int:
 
 
 async def _documents(person: Person, base: str) -> Any:
-    path = f"/api/v1/knowledge-bases/{segment(base)}/documents"
+    path = f"{_BASES}/{segment(base)}/documents"
     return await person.call("GET", path, params=window(person, 100))
 
 

@@ -17,8 +17,8 @@ _NUMBER: Final = re.compile(r"INV-\d{6,18}", re.ASCII)
 async def draft(person: Person) -> Response:
     """All usage that is not invoiced, and what was issued before."""
     found = await person.call("GET", f"{_INVOICES}/draft")
-    issued = await person.call("GET", _INVOICES, params={"limit": "100"})
-    return page(person, "invoice.html", invoice=found, issued=listed(issued))
+    issued = await person.call("GET", _INVOICES, params=window(person, 100))
+    return page(person, "invoice.html", invoice=found, issued=listed(issued), after=behind(issued))
 
 
 async def show(person: Person) -> Response:

@@ -12,7 +12,7 @@ from services.web.api import ApiError, segment
 from services.web.charts import Bar, bars
 from services.web.pages import number, page
 from services.web.person import Person, see_other
-from services.web.routing import form_of, listed, message, routes, text_of
+from services.web.routing import behind, form_of, listed, message, routes, text_of, window
 
 _DAYS: Final = 30
 _METER: Final = re.compile(r"[a-z][a-z0-9_.]{0,100}", re.ASCII)
@@ -63,8 +63,11 @@ async def keys(
     person: Person, made: dict[str, Any] | None = None, error: str = "", status: int = 200
 ) -> Response:
     me = await person.call("GET", "/api/v1/me")
-    found = await person.call("GET", f"{_keys_of(me)}", params={"limit": "100"})
-    return page(person, "keys.html", status, keys=listed(found), scopes=me["scopes"], made=made, error=error)
+    found = await person.call("GET", f"{_keys_of(me)}", params=window(person, 100))
+    return page(
+        person, "keys.html", status, keys=listed(found), after=behind(found), scopes=me["scopes"], made=made,
+        error=error,
+    )  # fmt: skip
 
 
 async def keys_page(person: Person) -> Response:

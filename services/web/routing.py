@@ -124,15 +124,16 @@ def _to_sign_in(person: Person) -> Response:
     return see_other(f"/sign-in{query}")
 
 
-def window(person: Person, limit: int) -> dict[str, str]:
-    """Parameters for the part of a list that `?after=` of this page asks for; the API judges the cursor."""
-    after = cursor(person)
+def window(person: Person, limit: int, name: str = "after") -> dict[str, str]:
+    """Parameters for the part of a list that `?after=` of this page asks for, or `?name=` of its second list; the
+    API judges the cursor."""
+    after = cursor(person, name)
     return {"limit": str(limit), **({"after": after} if after else {})}
 
 
-def cursor(person: Person) -> str:
+def cursor(person: Person, name: str = "after") -> str:
     """`?after=` of this page; empty for the first part of a list."""
-    return person.request.query_params.get("after", "")
+    return person.request.query_params.get(name, "")
 
 
 def listed(answer: Any) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ WORDS: Final = {
     "accept_how": "Enter the password of your account. If you have none, choose one of at least 12 characters.",
     "went_wrong": "That did not work", "back": "Back to the start", "agent": "Agent", "question": "Question", "ask": "Ask",
     "no_agents": "There is no agent yet that can be asked. Make one through the API: POST /api/v1/agents.",
-    "no_conversations": "No conversations yet.", "untitled": "Untitled", "more": "More", "title": "Title", "rename": "Rename",
+    "no_conversations": "No conversations yet.", "untitled": "Untitled", "more": "More", "more_bases": "More knowledge bases", "more_agents": "More agents", "title": "Title", "rename": "Rename",
     "delete": "Delete", "earlier": "Earlier messages", "latest": "Latest messages", "messages": "Messages", "you": "You", "answer": "Answer",
     "sources": "Sources", "page": "page", "waiting": "Waiting for an agent…", "working": "Working…", "tool": "Uses",
     "degraded": "Knowledge search is away; answered without it", "takeover": "Another instance goes on",

@@ -16,7 +16,7 @@ WORDS: Final = {
     "accept_how": "请输入您账号的密码；如果还没有账号，请设置一个至少 12 个字符的密码。",
     "went_wrong": "操作未成功", "back": "返回首页", "agent": "智能体", "question": "问题", "ask": "提问",
     "no_agents": "还没有可以提问的智能体。请通过 API 创建：POST /api/v1/agents。",
-    "no_conversations": "还没有对话。", "untitled": "无标题", "more": "更多", "title": "标题", "rename": "重命名",
+    "no_conversations": "还没有对话。", "untitled": "无标题", "more": "更多", "more_bases": "更多知识库", "more_agents": "更多智能体", "title": "标题", "rename": "重命名",
     "delete": "删除", "earlier": "更早的消息", "latest": "最新的消息", "messages": "消息", "you": "您", "answer": "回答",
     "sources": "来源", "page": "页", "waiting": "正在等待智能体…", "working": "正在处理…", "tool": "使用",
     "degraded": "知识检索暂不可用，未经检索作答", "takeover": "由另一个实例继续",

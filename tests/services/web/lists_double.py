@@ -23,6 +23,8 @@ class ListsDouble:
         if request.path in self.things:
             return web.json_response(self.things[request.path])
         query = request.query
+        if "limit" not in query:
+            raise web.HTTPNotFound
         page = Page(limit=int(query["limit"]), after=query.get("after", ""))
         items = self.lists.get(request.path, [])
         found = [one for one in items if not page.after or one["id"] < page.after]
@@ -58,3 +60,11 @@ def document(number: int, state: str = "indexed") -> dict[str, Any]:
     version = {"reason": "", "size": 1, "chunks": 1}
     name, key = f"file {number:03d}", f"doc_{number:03d}"
     return {"id": key, "name": name, "state": state, "version": version, "created_at": WHEN}
+
+
+def agent(number: int) -> dict[str, Any]:
+    return {"id": f"agt_{number:03d}", "name": f"Agent {number:03d}", "model": "m", "version": 1}
+
+
+def base(number: int) -> dict[str, Any]:
+    return {"id": f"kb_{number:03d}", "name": f"Base {number:03d}"}

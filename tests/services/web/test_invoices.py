@@ -7,14 +7,30 @@ from typing import Any
 
 import aiohttp
 import pytest
+from sqlalchemy import text
 
-from core.database import Database
+from core.database import Database, tenant
 from core.ids import new_id
 from services.common.principal import HEADER, Principal, sign
 from tests.services.billing.conftest import usage_event
 from tests.services.billing.published import publish
 from tests.services.web.conftest import Browser, Site, new_owner
 
+COPIES = text(
+    """
+    with copies as (
+        select i.*, n, convert_to(replace(replace(convert_from(document, 'UTF8'), :number,
+            'INV-' || lpad(n::text, 6, '0')), :id, 'inv_f' || lpad(n::text, 3, '0')), 'UTF8') as bytes
+        from invoice i, generate_series(2, 101) n
+    ), counted as (update invoice_sequence set last = 101)
+    insert into invoice (tenant_id, number, id, reason, period_start, period_end, generation, slice, lake_version,
+        price_revision, code_version, currency, total, document, sha256, issued_by, issued_at)
+    select tenant_id, n, 'inv_f' || lpad(n::text, 3, '0'), 'late_usage', period_start, period_end, generation, slice + n,
+        lake_version, price_revision, code_version, currency, total, bytes, encode(sha256(bytes), 'hex'), issued_by,
+        issued_at from copies
+    """
+)
+"""A hundred documents behind one, as far as a list shows them."""
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -73,6 +89,24 @@ async def test_a_draft_becomes_an_invoice_and_late_usage_an_adjustment(
     assert "Charged before" in shown
     assert "As it is now" in shown
     assert (await browser.get(f"/invoices/{issued['number']}")).text.count("10.00 USD") == 1
+
+
+async def test_issued_documents_go_on_behind_the_newest_100(
+    browser: Browser, customer: Customer, app_database: Database
+) -> None:
+    await customer.use("4000000")
+    issued = await customer.bill("invoices")
+    with tenant(issued["tenant"]):
+        async with app_database.writer() as connection:
+            await connection.execute(COPIES, {"id": issued["id"], "number": issued["number"]})
+    first = (await browser.get("/invoice")).text
+    numbers = re.compile(r'<th scope="row"><a href="/invoices/(INV-\d+)">')
+    assert numbers.findall(first) == [f"INV-{number:06d}" for number in range(101, 1, -1)]
+    assert "Draft" in first
+    (more,) = re.findall(r'href="(\?after=[^"]+)">More</a>', first)
+    rest = (await browser.get("/invoice" + more)).text
+    assert numbers.findall(rest) == [issued["number"]]
+    assert ">More</a>" not in rest
 
 
 async def test_the_table_says_what_the_page_says(browser: Browser, customer: Customer) -> None:

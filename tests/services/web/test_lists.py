@@ -5,13 +5,16 @@ import re
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import text
 
+from core.database import Database, tenant
 from services.web.pages import LANGUAGES
-from tests.services.web.conftest import Browser, Site
-from tests.services.web.lists_double import ListsDouble, conversation, document, message
+from tests.services.web.conftest import Browser, Site, new_owner
+from tests.services.web.lists_double import ListsDouble, agent, base, conversation, document, message
 from tests.services.web.test_pages import STATIC
 
 TALK = "/api/v1/conversations/conv_001"
+BASES, AGENTS = "/api/v1/knowledge-bases", "/api/v1/agents"
 
 
 @pytest.fixture
@@ -53,6 +56,67 @@ async def test_documents_go_on_behind_the_newest_100_of_their_base(
     assert link(first, "more") == "?base=kb_1&after=doc_002"
     rest = (await browser.get("/documents" + link(first, "more"))).text
     assert re.findall(r">file (\d+)<", rest) == ["001"]
+    assert not link(rest, "more")
+
+
+async def test_knowledge_bases_go_on_behind_the_newest_100(browser: Browser, lists: ListsDouble) -> None:
+    lists.lists[BASES] = [base(number) for number in range(101, 0, -1)]
+    lists.things[f"{BASES}/kb_001"] = base(1)
+    lists.lists[f"{BASES}/kb_001/documents"] = [document(number) for number in range(101, 0, -1)]
+    first = (await browser.get("/documents")).text
+    assert re.findall(r">Base (\d+)</a>", first) == [f"{number:03d}" for number in range(101, 1, -1)]
+    assert link(first, "more_bases") == "?bases=kb_002"
+    rest = (await browser.get("/documents" + link(first, "more_bases"))).text
+    assert re.findall(r">Base (\d+)</a>", rest) == ["001"]
+    assert not link(rest, "more_bases")
+    assert '<a href="/documents?base=kb_001&amp;bases=kb_002" aria-current="page">' in rest
+    assert link(rest, "more") == "?base=kb_001&bases=kb_002&after=doc_002"
+    # A link to it from elsewhere names no part of the list.
+    direct = (await browser.get("/documents?base=kb_001")).text
+    assert re.findall(r">Base (\d+)</a>", direct)[:2] == ["001", "101"]
+    assert 'data-base="kb_001"' in direct
+    unknown = await browser.get("/documents?base=kb_0/../x")
+    assert (unknown.status, 'data-base="kb_101"' in unknown.text) == (200, True)
+
+
+async def test_agents_go_on_behind_the_newest_100(browser: Browser, lists: ListsDouble) -> None:
+    lists.lists[AGENTS] = [agent(number) for number in range(101, 0, -1)]
+    lists.things[f"{AGENTS}/agt_001"] = agent(1)
+    talks = [conversation(number) | {"agent_id": f"agt_{number:03d}"} for number in (101, 1, 0)]
+    lists.lists["/api/v1/conversations"] = talks
+    first = (await browser.get("/conversations")).text
+    assert re.findall(r'<option value="agt_(\d+)"', first) == [
+        f"{number:03d}" for number in range(101, 1, -1)
+    ]
+    assert re.findall(r'"dim">(.*) ·', first) == ["Agent 101", "Agent 001", ""]
+    assert link(first, "more_agents") == "?agents=agt_002"
+    rest = (await browser.get("/conversations" + link(first, "more_agents"))).text
+    assert re.findall(r'<option value="agt_(\d+)"', rest) == ["001"]
+    assert not link(rest, "more_agents")
+
+
+async def test_keys_go_on_behind_the_newest_100(
+    browser: Browser, system_database: Database, app_database: Database
+) -> None:
+    organisation, email = await new_owner(system_database)
+    with tenant(organisation):
+        async with app_database.writer() as connection:
+            await connection.execute(
+                text(
+                    """
+                    insert into api_key (tenant_id, id, public_id, name, key_sha256, scopes, created_by)
+                    select :tenant, 'key_' || lpad(n::text, 3, '0'), :tenant || n, 'Key ' || lpad(n::text, 3, '0'),
+                           sha256(''), array['usage:read'], 'usr_1' from generate_series(1, 101) n
+                    """
+                ),
+                {"tenant": organisation},
+            )
+    await browser.sign_in(email)
+    first = (await browser.get("/keys")).text
+    assert re.findall(r">Key (\d+)<", first) == [f"{number:03d}" for number in range(101, 1, -1)]
+    assert link(first, "more") == "?after=key_002"
+    rest = (await browser.get("/keys" + link(first, "more"))).text
+    assert re.findall(r">Key (\d+)<", rest) == ["001"]
     assert not link(rest, "more")
 
 
