@@ -14,11 +14,14 @@ import msgspec
 from core.contracts.agents import AgentEvent, AgentTask
 from core.contracts.audit import AuditEvent
 from core.contracts.knowledge import DocumentJob
+from core.contracts.run_events import PAYLOADS
 from core.contracts.usage import Checkpoint, UsageEvent, VoidEvent
 from core.topology import QUEUES, TOPICS, QueueFamily, Topic, dead_letters_of
 
+RUN_EVENT: Final = "agent_event"
+"""The contract whose `data` depends on its `type`."""
 CONTRACTS: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
-    "agent_event": (AgentEvent,),
+    RUN_EVENT: (AgentEvent,),
     "agent_task": (AgentTask,),
     "audit_event": (AuditEvent,),
     "document_job": (DocumentJob,),
@@ -108,18 +111,27 @@ def document(service: str | None = None) -> dict[str, Any]:
 def schemas(payloads: list[str]) -> dict[str, Any]:
     """JSON Schema of each payload, and of what they are made of."""
     known = [payload for payload in payloads if payload in CONTRACTS]
+    told = PAYLOADS if RUN_EVENT in known else {}
     references, components = msgspec.json.schema_components(
-        [each for payload in known for each in CONTRACTS[payload]],
+        [*told.values(), *(each for payload in known for each in CONTRACTS[payload])],
         ref_template="#/components/schemas/{name}",
     )
     left = iter(references)
+    data = {type: next(left) for type in told}
     named = {payload: [next(left) for _ in CONTRACTS[payload]] for payload in known}
     found: dict[str, Any] = _portable(
         {**components, **{name: {"oneOf": each} if each[1:] else each[0] for name, each in named.items()}}
     )
+    if data:
+        found[RUN_EVENT] = {"allOf": [found[RUN_EVENT]], "oneOf": [_typed(*one) for one in data.items()]}
     for payload in payloads:
         found.setdefault(payload, {"type": "object"})
     return dict(sorted(found.items()))
+
+
+def _typed(type: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """An event of this type has this data."""
+    return {"title": type, "properties": {"type": {"const": type}, "data": data}}
 
 
 def _portable(schema: Any) -> Any:

@@ -18,34 +18,15 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from core.contracts.run_events import PAYLOADS
+
 EVENTS: Final = "agent.events"
 TASKS: Final = "agent.tasks"
 SOURCE: Final = "/agents"
 
 TERMINAL: Final = frozenset({"run.completed", "run.failed", "run.cancelled"})
 DELTAS: Final = frozenset({"thinking.delta", "tool_call.delta", "message.delta"})
-TYPES: Final = frozenset(
-    {
-        "run.queued",  # {input: {message, text}}
-        "run.started",  # {instance, model}
-        "thinking.delta",  # {item, offset, text}
-        "thinking.completed",  # {item, text}
-        "tool_call.started",  # {call, name, origin, side_effect}
-        "tool_call.delta",  # {call, fragment}
-        "tool_call.completed",  # {call, name, arguments}
-        "tool_result",  # {call, name, status: ok|error|timeout, content, latency_ms, replayed}
-        "retrieval.degraded",  # {reason}
-        "approval.requested",  # {call, round, name, arguments, reason: unsafe|policy|interrupted, expires}
-        "approval.resolved",  # {call, round, decision: approve|reject|expired|cancelled, by}
-        "message.delta",  # {message, offset: code points, text}
-        "message.completed",  # {message, text, citations, sha256}
-        "usage",  # {model, provider, input, output, cached, reasoning, usage: [event ids]}
-        "run.takeover",  # {old_epoch, new_epoch, resumed_from, discard_after_seq}
-        "run.completed",  # {message, usage: Totals}
-        "run.failed",  # {code, message, retryable, provider, usage}
-        "run.cancelled",  # {by, usage: where it is known}
-    }
-)
+TYPES: Final = frozenset(PAYLOADS)
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
@@ -58,50 +39,6 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     conversation: str
     seq: int
     epoch: int
-
-
-class Citation(msgspec.Struct, frozen=True, gc=False):
-    """Where a statement stands: `quote` is the source text of that version between `start` and `end`."""
-
-    document: str
-    version: int
-    start: int
-    """Code points from the start of the document's extracted text."""
-    end: int
-    quote: str
-    page: int | None = None
-    name: str = ""
-    marker: int = 0
-    """The `[n]` of the answer that it stands for."""
-
-
-class Totals(
-    msgspec.Struct,
-    frozen=True,
-    gc=False,
-    rename={
-        "input_tokens": "input",
-        "output_tokens": "output",
-        "cached_tokens": "cached",
-        "reasoning_tokens": "reasoning",
-    },
-):
-    """What a run has used so far, over takeovers and broken-off requests too."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    """Part of the input."""
-    reasoning_tokens: int = 0
-    """Part of the output."""
-    requests: int = 0
-    """To models, those that a provider counted."""
-    tool_calls: int = 0
-    """That have a result."""
-
-    @property
-    def tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
 
 
 class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -121,6 +58,7 @@ class AgentEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fal
     """0 before the first instance has taken the run (`run.queued`)."""
     turn: Annotated[int, msgspec.Meta(ge=0)]
     data: dict[str, Any]
+    """What it holds for each type: `core.contracts.run_events`."""
     traceparent: str = ""
     source: str = SOURCE
     specversion: str = "1.0"

@@ -5,7 +5,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from core.clock import now
-from services.agents.model import AgentSpec, Answered, Question, Reason
+from core.contracts.run_events import Reason
+from services.agents.model import AgentSpec, Answered, Question
 from services.agents.speech import storable
 from services.agents.tools import Output, Tool
 

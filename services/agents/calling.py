@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 from pydantic_ai import RunContext as ModelContext
@@ -12,6 +12,7 @@ from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets.abstract import AbstractToolset, ToolsetTool
 from pydantic_core import SchemaValidator, core_schema
 
+from core.contracts.run_events import ToolStatus
 from core.log import Logger
 from services.agents import metering
 from services.agents.approvals import WaitError, not_allowed, question, why
@@ -24,8 +25,6 @@ _ANY_OBJECT: Final = SchemaValidator(core_schema.dict_schema())
 _PATIENT: Final = 1000
 """Wrong arguments are told to the model as often as it likes: the run's own limits end that."""
 _log = Logger("agents.tools")
-
-Status = Literal["ok", "error", "timeout"]
 
 
 class RunTools(AbstractToolset[object]):
@@ -115,7 +114,7 @@ class RunTools(AbstractToolset[object]):
         took = round((time.monotonic() - began) * 1000)
         return await self._done(call, tool.name, turn, status, output, took, billed=True)
 
-    async def _attempt(self, call: str, tool: Tool, arguments: msgspec.Struct) -> tuple[Status, Output]:
+    async def _attempt(self, call: str, tool: Tool, arguments: msgspec.Struct) -> tuple[ToolStatus, Output]:
         marker = max(self._state.passages, default=0) + 1
         try:
             async with asyncio.timeout(tool.seconds):
@@ -132,7 +131,7 @@ class RunTools(AbstractToolset[object]):
             return "error", Output("The tool failed.")
 
     async def _done(
-        self, call: str, name: str, turn: int, status: Status, output: Output, took: int, *, billed: bool
+        self, call: str, name: str, turn: int, status: ToolStatus, output: Output, took: int, *, billed: bool
     ) -> str:
         if output.degraded:
             self._journal.emit("retrieval.degraded", {"reason": output.degraded})
@@ -145,7 +144,7 @@ class RunTools(AbstractToolset[object]):
         self._state.add(saved)
         return output.content
 
-    def _tell(self, call: str, name: str, status: Status, content: str, took: int) -> None:
+    def _tell(self, call: str, name: str, status: ToolStatus, content: str, took: int) -> None:
         self._journal.emit(
             "tool_result",
             {

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from itertools import islice
 from typing import Final
 
-from core.contracts.agents import Citation
+from core.contracts.run_events import Citation
 from services.agents.model import RunContext
 from services.agents.tools import Passage
 from services.agents.tools.memory import MemoryClient

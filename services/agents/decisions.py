@@ -12,9 +12,9 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core import audit
+from core.contracts.run_events import Decision, Reason
 from core.messaging.outbox import enqueue
 from services.agents.leases import wake_up
-from services.agents.model import Decision, Reason
 from services.agents.store import RUN, Run, identity_of, one, run_of
 from services.common.errors import Problem, not_found
 

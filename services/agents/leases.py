@@ -10,7 +10,8 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.clock import now
-from core.contracts.agents import TASKS, AgentTask, Citation, Totals
+from core.contracts.agents import TASKS, AgentTask
+from core.contracts.run_events import Citation, Totals
 from core.eventlog.api import NewRecord
 from core.messaging.outbox import enqueue
 from services.agents.model import AgentSpec, Answered, Checkpoint, RunContext, StoredMessage, stored_spec

@@ -19,7 +19,7 @@ from pydantic_ai.run import AgentRun
 from pydantic_ai.settings import ModelSettings
 
 from core.clock import now
-from core.contracts.agents import Citation
+from core.contracts.run_events import Citation
 from core.log import Logger
 from core.tasks import cancel
 from services.agents import metering

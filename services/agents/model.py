@@ -11,17 +11,13 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from core.contracts.agents import Citation, Totals
+from core.contracts.run_events import Citation, Decision, Reason, Totals
 
 Role = Literal["user", "assistant", "system"]
 Status = Literal["queued", "running", "waiting", "completed", "failed", "cancelled"]
 OPEN: Final = frozenset[Status]({"queued", "running", "waiting"})
 """`waiting` is for a person's decision; nobody holds a lease meanwhile."""
 Ending = Literal["completed", "failed", "cancelled"]
-Reason = Literal["unsafe", "policy", "interrupted"]
-"""Why a person is asked: the tool may change something each time, the agent wants it so, or the call began
-and its instance was lost, so that it may have happened."""
-Decision = Literal["approve", "reject", "expired", "cancelled"]
 CheckpointKind = Literal["model", "tool"]
 
 

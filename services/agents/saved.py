@@ -20,7 +20,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from core.contracts.agents import Totals
+from core.contracts.run_events import Totals
 from services.agents.metering import Tokens
 from services.agents.model import Checkpoint, RunContext, StoredMessage
 from services.agents.tools import Passage

@@ -7,10 +7,11 @@ from msgspec import UNSET, Meta, UnsetType
 from typing_extensions import TypedDict
 
 from core.clock import rfc3339
+from core.contracts.run_events import Decision, Reason
 from services.agents.agent_store import Agent, Version
 from services.agents.attachments import Attachment
 from services.agents.decisions import Approval
-from services.agents.model import AgentSpec, Decision, Limits, Reason, Status
+from services.agents.model import AgentSpec, Limits, Status
 from services.agents.store import Conversation, Message, Run
 from services.agents.submissions import MAX_TEXT, Submitted
 

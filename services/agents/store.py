@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from core.contracts.agents import Citation, Totals
+from core.contracts.run_events import Citation, Totals
 from services.agents.model import OPEN, AgentSpec, Role, Status, StoredMessage, stored_spec
 from services.agents.notes import Identity
 from services.common.paging import Page

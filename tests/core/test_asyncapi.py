@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from core import asyncapi, audit
 from core.clock import now
-from core.contracts.agents import AgentEvent, AgentTask
+from core.contracts.agents import AgentEvent
 from core.contracts.knowledge import DocumentJob
 from core.database import Database, tenant
 from core.eventlog import headers
@@ -18,8 +18,7 @@ from core.ids import new_id
 from core.messaging.queues import enqueue
 from core.topology import QUEUES, TOPICS
 from services.gateway.meter import events, to_outbox
-
-DOCUMENT = asyncapi.document()
+from tests.messages import DOCUMENT, check, resolve, validator
 
 
 def references(value: Any) -> Iterator[str]:
@@ -31,20 +30,6 @@ def references(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for child in value:
             yield from references(child)
-
-
-def resolve(document: dict[str, Any], reference: str) -> Any:
-    found: Any = document
-    for part in reference.removeprefix("#/").split("/"):
-        found = found[part.replace("%7B", "{").replace("%7D", "}")]
-    return found
-
-
-def validator(channel: str, part: str = "payload") -> jsonschema_rs.Validator:
-    """Of the payloads or headers of a channel, as a reader of the document would make it."""
-    message = resolve(DOCUMENT, DOCUMENT["channels"][channel]["messages"]["message"]["$ref"])
-    schema = {**message[part], "components": DOCUMENT["components"]}
-    return jsonschema_rs.validator_for(schema, validate_formats=True)
 
 
 def test_every_topic_and_queue_is_a_channel() -> None:
@@ -94,19 +79,18 @@ async def test_what_the_code_sends_fits_the_document(
         ).all()
     assert sorted(topic for topic, _ in records) == ["audit.logs", "usage.records"]
     for topic, value in records:
-        validator(topic).validate(json.loads(value))
+        check(topic, value)
     ((family, body, encoded),) = messages
-    validator(family).validate(json.loads(body))
-    validator(family, "headers").validate({name: value.decode() for name, value in headers.decode(encoded)})
+    check(family, body, headers.decode(encoded))
 
 
-def test_events_and_tasks_of_runs_fit_the_document() -> None:
-    event = AgentEvent(
-        id="run_1:1:1", type="message.delta", subject="run_1", time=now(), tenant="org_1", user="usr_1",
-        agent="agt_1", agentversion=1, conversation="cnv_1", seq=1, epoch=1, turn=1, data={"text": "x"},
+def event(type: str, data: dict[str, Any]) -> dict[str, Any]:
+    made = AgentEvent(
+        id="run_1:1:1", type=type, subject="run_1", time=now(), tenant="org_1", user="usr_1",
+        agent="agt_1", agentversion=1, conversation="cnv_1", seq=1, epoch=1, turn=1, data=data,
     )  # fmt: skip
-    validator("agent.events").validate(json.loads(event.encode()))
-    validator("agent.tasks").validate(json.loads(AgentTask("run_1", "org_1", "cnv_1").encode()))
+    found: dict[str, Any] = json.loads(made.encode())
+    return found
 
 
 @pytest.mark.parametrize(
@@ -116,6 +100,10 @@ def test_events_and_tasks_of_runs_fit_the_document() -> None:
         ("document.index", {"tenant": "o", "knowledge_base": "k", "document": "d", "version": 1, "more": 1}),
         ("agent.tasks", {"run": 7, "tenant": "t", "conversation": "c"}),
         ("usage.records", {"id": "x"}),
+        ("agent.events", event("message.delta", {"text": "x"})),
+        ("agent.events", event("message.delta", {"message": "m", "offset": 0, "text": "x", "more": 1})),
+        ("agent.events", event("run.cancelled", {"message": "m", "offset": 0, "text": "x"})),
+        ("agent.events", event("run.invented", {})),
     ],
 )
 def test_what_breaks_a_contract_is_refused(channel: str, broken: dict[str, Any]) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from core.topology import TOPICS
 from deploy.demo import oracle, sample
 from deploy.installation import load
 from deploy.provision import Programs
-from tests.e2e import pictures
+from tests.e2e import pictures, traffic
 from tests.e2e.command import Command
 from tests.real_data import REPOSITORY, real_data
 from tests.servers import free_base
@@ -143,6 +144,18 @@ def test_the_sample_twice_counts_once(headrace: Made, tmp_path: Path) -> None:
     # 44.7441125 and 4.00184: each line is rounded once, the total is their sum.
     assert figures["invoice"] == {"unrounded": truth.unrounded, "total": "48.74", "currency": "USD"}
     assert figures["usage"]["duplicates"] == 1_000 + 21_000
+
+
+async def test_every_message_fits_the_asyncapi_document(headrace: Made) -> None:
+    installation = load(headrace.data)
+    found = await traffic.topics(installation)
+    assert {name for name, types in found.items() if types} == traffic.SENT & TOPICS.keys()
+    assert {"run.queued", "tool_result", "message.delta", "message.completed", "usage", "run.completed"} <= (
+        found["agent.events"].keys()
+    )
+    assert traffic.SENT - TOPICS.keys() == {"document.index"}
+    sent = json.loads((await traffic.queued(installation, "document.index")).body)
+    assert sent["version"] == 1
 
 
 if AZURE is not None:

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from core.contracts.agents import TERMINAL, AgentEvent, Totals, event
+from core.contracts.agents import TERMINAL, AgentEvent, event
+from core.contracts.run_events import Totals
 from core.database import Database, tenant
 from core.eventlog.api import LogUnavailableError
 from services.agents import decisions, remembered, store, submissions

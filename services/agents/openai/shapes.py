@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import orjson
 
-from core.contracts.agents import AgentEvent, Totals
+from core.contracts.agents import AgentEvent
+from core.contracts.run_events import Totals
 from services.agents.decisions import Approval
 from services.agents.openai.runs import Said
 from services.agents.store import Message, Run

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from core.contracts.agents import TERMINAL, AgentEvent, event
+from core.contracts.run_events import Decision
 from core.database import Database, tenant
 from core.ids import new_id
 from core.settings import DatabaseSettings
@@ -22,11 +23,12 @@ from core.tasks import cancel
 from deploy.component import Component
 from services.agents import decisions, store, submissions
 from services.agents.decisions import Approval
-from services.agents.model import AgentSpec, Decision, Limits
+from services.agents.model import AgentSpec, Limits
 from services.agents.runner import Execute, Runner
 from services.agents.store import Viewer
 from services.agents.submissions import Submission, Submitted
 from services.common.principal import Principal
+from tests.messages import check
 from tests.servers import kill, start, stop
 from tests.services.process import REPOSITORY
 
@@ -202,6 +204,7 @@ class Asker:
             "select value, key from outbox where tenant_id = :t and topic = 'agent.events' order by id",
             t=self.tenant_id,
         ):
+            check("agent.events", bytes(row.value))
             one = event(bytes(row.value))
             assert bytes(row.key) == one.conversation.encode()
             found[one.subject].append(one)

@@ -14,6 +14,7 @@ import msgspec
 
 from core.clock import now
 from core.contracts.agents import TERMINAL, TYPES
+from core.contracts.run_events import PAYLOADS
 from core.contracts.usage import UsageEvent, parse
 from core.eventlog.api import NewRecord
 from core.ids import new_id
@@ -63,6 +64,7 @@ class Notebook:
     def emit(self, type: str, data: Mapping[str, Any]) -> None:
         assert type in TYPES - TERMINAL, type
         self.events.append((type, msgspec.to_builtins(dict(data))))
+        msgspec.convert(self.events[-1][1], PAYLOADS[type])
         self.turns.append((type, self.turn))
 
     async def flush(self) -> None:

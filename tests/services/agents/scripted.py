@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from core.contracts.agents import Totals
+from core.contracts.run_events import Totals
 from core.eventlog.api import NewRecord
 from services.agents.journal import Journal
 from services.agents.model import Outcome, RunContext

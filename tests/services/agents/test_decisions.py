@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from core.clock import now
-from core.contracts.agents import Totals
+from core.contracts.run_events import Totals
 from core.database import tenant
 from services.agents import decisions, leases, schemas, store
 from services.agents.app import counted_in

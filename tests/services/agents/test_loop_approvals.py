@@ -6,8 +6,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from core.contracts.run_events import Decision
 from services.agents.journal import FencedError
-from services.agents.model import AgentSpec, Answered, Decision, Question
+from services.agents.model import AgentSpec, Answered, Question
 from services.agents.tools import Call, Output, SideEffect, Tool, Tools
 from tests.services.agents.loop_support import Arena, Notebook, arena, asked, check_answer, resumed
 

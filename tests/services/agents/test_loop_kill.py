@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 from aiohttp import web
 
+from core.contracts.run_events import Decision
 from core.contracts.usage import parse
 from core.database import tenant
 from deploy.component import Component
 from services.agents import submissions
 from services.agents.decisions import Approval
-from services.agents.model import AgentSpec, Decision, Limits
+from services.agents.model import AgentSpec, Limits
 from services.agents.submissions import Submission
 from services.common.errors import Problem
 from tests.doubles.provider import ProviderDouble

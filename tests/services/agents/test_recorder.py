@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from core.contracts.agents import Totals
+from core.contracts.run_events import Totals
 from core.database import Database
 from core.eventlog.api import NewRecord
 from core.tasks import cancel
@@ -108,7 +108,7 @@ async def test_a_commit_whose_answer_is_lost_happens_once(
     run = (await asker.ask("none")).run_id
     async with claimed(arena, proxy, run) as journal:
         for step in range(3):
-            journal.note("run.started", {"step": step})
+            journal.note("run.started", {"instance": str(step), "model": ""})
             record = NewRecord("usage.records", b"k", f"{run}:{step}".encode())
             proxy.cut = cut
             await journal.checkpoint("tool", b"x", [record])

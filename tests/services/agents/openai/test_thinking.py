@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import msgspec
 import pytest
 from openai import AsyncOpenAI
 
 from core.contracts.agents import TERMINAL
 from tests.doubles.provider import THOUGHTS
+from tests.messages import check
 from tests.services.agents.openai.conftest import Platform
 from tests.services.agents.platform import sse
 
@@ -37,7 +37,7 @@ async def story(platform: Platform, http: aiohttp.ClientSession, run: str) -> li
         async with http.get(url, headers=last) as answer:
             assert answer.status == 200, await answer.text()
             async for one in sse(answer.content):
-                found.append(msgspec.json.decode(one.data))
+                found.append(check("agent.events", one.data.encode()))
                 assert (found[-1]["seq"], found[-1]["type"]) == (one.id, one.event)
                 if one.event == "thinking.delta":
                     break
