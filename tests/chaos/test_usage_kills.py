@@ -10,9 +10,7 @@ from tests.e2e.command import Command
 from tests.servers import free_base
 
 
-@pytest.mark.timeout(
-    900
-)  # a platform starts, and two small imports are published on it, one of them in a storm
+@pytest.mark.timeout(900)  # two imports are published, one of them in a storm, after a first start
 def test_an_import_that_is_killed_everywhere_is_the_same_as_an_undisturbed_one(tmp_path: Path) -> None:
     drill, report = Command(tmp_path), tmp_path / "report.json"
     words = ("--kills", str(len(TARGETS["embedded"])), "--requests", "1000", "--port-base", str(free_base()))
