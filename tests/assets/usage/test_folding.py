@@ -146,3 +146,4 @@ def put_back(folder: Path, name: str, commits: int) -> None:
     for entry in (folder / "lake" / name / "_delta_log").iterdir():
         if entry.name.split(".")[0].isdigit() and int(entry.name.split(".")[0]) > commits:
             entry.unlink()
+    (folder / "lake" / name / "_delta_log" / "_last_checkpoint").unlink()
