@@ -34,7 +34,7 @@ hypothesis.settings.register_profile("same", derandomize=True, **_PATIENT)  # ty
 hypothesis.settings.register_profile("explore", **_PATIENT)  # type: ignore[arg-type]
 hypothesis.settings.load_profile("same")
 
-SECOND_LANE = {"e2e", "services"}
+SECOND_LANE = {"deploy", "e2e", "services"}
 """Folders that take about half of the time of all."""
 
 
