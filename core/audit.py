@@ -10,7 +10,9 @@ cannot be written the transaction fails: nothing sensitive happens unrecorded. A
 nothing else behind is recorded in a transaction of its own.
 """
 
+import re
 from collections.abc import Mapping
+from typing import Final
 
 from opentelemetry import trace
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,9 +24,15 @@ from core.ids import new_id
 from core.messaging.outbox import enqueue
 from core.security.sensitive import ACTIONS
 
-__all__ = ["NO_TENANT", "Outcome", "record"]
+__all__ = ["NO_TENANT", "Outcome", "record", "tenant_of"]
 
 _NOTHING: Mapping[str, str] = {}
+_TENANT: Final = re.compile(r"[a-z]+_[0-9a-f\-]{36}", re.ASCII)
+
+
+def tenant_of(named: str) -> str:
+    """The organisation that something bears the name of, or `NO_TENANT` where that is no id of one."""
+    return named if _TENANT.fullmatch(named) else NO_TENANT
 
 
 async def record(

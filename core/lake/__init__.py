@@ -49,7 +49,7 @@ class Handle(DeltaTable):
 
 
 class Lake:
-    """Where tables live and how to reach them. For one piece of work: make a new one for the next."""
+    """Where tables live and how to reach them. For one piece of work at a time."""
 
     def __init__(self, settings: ObjectSettings, *, generation: int = 1, of: Collection[str] = ()) -> None:
         """Args:

@@ -94,8 +94,9 @@ class OutboxRelay(Leader):
         if self._transactional is None:
             rows = await connection.fetch(_HEAD, *self._limits)
             refused = await self._deliver(connection, rows)
-            async with connection.transaction():
-                await self._forget(connection, rows, refused)
+            if rows:
+                async with connection.transaction():
+                    await self._forget(connection, rows, refused)
         else:
             async with connection.transaction():
                 rows = await connection.fetch(_HEAD, *self._limits)

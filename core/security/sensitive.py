@@ -83,6 +83,8 @@ ACTIONS: Mapping[str, Action] = MappingProxyType(
             Action("memory.delete_all", "memory", "what a person was remembered by is gone"),
             Action("dead_letter.redrive", "relay", "work that was given up is done after all"),
             Action("dead_letter.discard", "relay", "work that was given up is never done"),
+            Action("outbox.redrive", "command", "what the event log or every queue refused is sent again"),
+            Action("outbox.drop", "command", "what the event log or every queue refused is gone for good"),
             Action("price.publish", "billing", "changes what tenants pay"),
             Action("price.import", "billing", "a public list changes what tenants pay"),
             Action("invoice.issue", "billing", "a service period is closed, and this is owed"),

@@ -78,7 +78,7 @@ def run_list(arguments: argparse.Namespace) -> int:
             letter.queue, letter.id, letter.tenant, str(letter.attempts), row["first_seen"],
             row["died_at"] or "", letter.reason,
         )  # fmt: skip
-    Console().print(table if found else "no dead letters")
+    Console(markup=False).print(table if found else "no dead letters")
     return 0
 
 

@@ -33,5 +33,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(draft)
     else:
-        show.invoice(Console(), draft)
+        show.invoice(Console(markup=False), draft)
     return 0

@@ -145,7 +145,7 @@ def run_list(arguments: argparse.Namespace) -> int:
             one["number"], one["reason"], period["start"], period["end"], one["total"], one["currency"] or "",
             one["issued_at"],
         )  # fmt: skip
-    Console().print(table if listed else "nothing was issued yet")
+    Console(markup=False).print(table if listed else "nothing was issued yet")
     return 0
 
 
@@ -221,7 +221,7 @@ def run_reconcile(arguments: argparse.Namespace) -> int:
     for name, value in found["money"].items():
         if name != "currency":
             table.add_row(name.replace("_", " "), f"{value} {unit}")
-    Console().print(table)
+    Console(markup=False).print(table)
     print(
         "reconciled: every difference is zero"
         if found["reconciled"]
@@ -295,4 +295,4 @@ def _show(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
 
     from deploy.demo import show
 
-    show.issued(Console(), document)
+    show.issued(Console(markup=False), document)

@@ -1,6 +1,7 @@
 """`headrace outbox list|redrive|drop`: what the event log or every queue refused for good."""
 
 import argparse
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +57,8 @@ def run_list(arguments: argparse.Namespace) -> int:
         ]
         return [_row(kind, row) for kind, row in found]
 
+    if arguments.limit < 1:
+        raise CommandError("--limit must be at least 1")
     rows = in_transaction(arguments, work)
     if arguments.json:
         print_json(rows)
@@ -67,34 +70,56 @@ def run_list(arguments: argparse.Namespace) -> int:
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(str(row[name]) for name in columns))
-    Console().print(table if rows else "nothing was refused")
+    Console(markup=False).print(table if rows else "nothing was refused")
     return 0
 
 
 def run_redrive(arguments: argparse.Namespace) -> int:
-    return _act(arguments, _outbox(arguments.kind).replay, "redriven")
+    return _act(arguments, _outbox(arguments.kind).replay, "outbox.redrive", "redriven")
 
 
 def run_drop(arguments: argparse.Namespace) -> int:
-    return _act(arguments, _outbox(arguments.kind).drop, "dropped")
+    return _act(arguments, _outbox(arguments.kind).drop, "outbox.drop", "dropped")
 
 
-def _act(arguments: argparse.Namespace, act: Callable[..., Awaitable[int]], done: str) -> int:
+def _act(arguments: argparse.Namespace, act: Callable[..., Awaitable[int]], action: str, done: str) -> int:
     if bool(arguments.ids) == arguments.all:
         raise CommandError("name ids (see `headrace outbox list`), or say --all")
 
-    async def work(connection: "AsyncConnection") -> int:
-        ids = arguments.ids or [row.id for row in await _outbox(arguments.kind).dead(connection, MOST)]
-        return await act(connection, ids)
+    async def work(connection: "AsyncConnection") -> Counter[tuple[str, str]]:
+        wanted = set(arguments.ids)
+        dead = await _outbox(arguments.kind).dead(connection, MOST)
+        chosen = [row for row in dead if row.id in wanted or arguments.all]
+        await act(connection, [row.id for row in chosen])
+        found = Counter((row.tenant_id, _to(arguments.kind, row)) for row in chosen)
+        for (tenant, to), count in found.items():
+            await _record(connection, action, tenant, arguments.kind, to, count)
+        return found
 
-    count = in_transaction(arguments, work)
+    found = in_transaction(arguments, work)
+    count = found.total()
     if arguments.json:
         print_json({done: count})
     else:
         print(f"{count} {done}")
+        for (tenant, to), of in sorted(found.items()):
+            print(f"  {of} of {tenant or 'nobody'} to {to}")
     if missing := len(set(arguments.ids)) - count if arguments.ids else 0:
-        raise CommandError(f"{missing} of the ids are no {arguments.kind} that were refused")
+        raise CommandError(
+            f"{missing} of the ids are none of the oldest {MOST:,} {arguments.kind} that were refused"
+        )
     return 0
+
+
+async def _record(
+    connection: "AsyncConnection", action: str, tenant: str, kind: str, to: str, count: int
+) -> None:
+    from core import audit
+
+    await audit.record(
+        connection, action=action, actor="operator", tenant_id=audit.tenant_of(tenant), target=f"outbox.{kind}",
+        outcome="success", detail={"to": to, "count": str(count)},
+    )  # fmt: skip
 
 
 def _outbox(kind: str) -> Any:
@@ -104,10 +129,17 @@ def _outbox(kind: str) -> Any:
     return {"records": outbox, "messages": queue_outbox}[kind]
 
 
+def _to(kind: str, refused: Any) -> str:
+    """The topic, or the family of queues."""
+    return str(refused.topic if kind == "records" else refused.family)
+
+
 def _row(kind: str, refused: Any) -> dict[str, Any]:
     from core.clock import rfc3339
 
-    to = refused.topic if kind == "records" else f"{refused.family} {refused.routing_key}"
+    to = _to(kind, refused)
+    if kind == "messages":
+        to = f"{to} {refused.routing_key}"
     return {
         "kind": kind,
         "id": refused.id,

@@ -77,7 +77,7 @@ def run_list(arguments: argparse.Namespace) -> int:
             ", ".join(one["reasons"]),
             one["created_at"],
         )
-    Console().print(table if listed else "no price was ever fixed")
+    Console(markup=False).print(table if listed else "no price was ever fixed")
     return 0
 
 
@@ -144,7 +144,7 @@ def _show(arguments: argparse.Namespace, client: Any, fix: dict[str, Any]) -> in
                 *sides,
                 line["amount"],
             )
-    console = Console()
+    console = Console(markup=False)
     console.print(table if items else "nothing would change")
     console.print(f"{fix['id']} is {fix['state']}: {_totals(fix)}", highlight=False)
     if fix["state"] == "parked":

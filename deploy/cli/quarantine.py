@@ -115,7 +115,7 @@ def _show(found: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     if not found:
         console.print("nothing is quarantined")
         return

@@ -112,7 +112,7 @@ def run_query(arguments: argparse.Namespace) -> int:
     table = Table(*names, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*("" if value is None else str(plain(value)) for value in row))
-    Console().print(table)
+    Console(markup=False).print(table)
     return 0
 
 

@@ -78,7 +78,7 @@ def _show(arguments: argparse.Namespace, found: Mapping[str, Any], show: Any) ->
         return
     from rich.console import Console
 
-    show(Console(), found)
+    show(Console(markup=False), found)
 
 
 def _print_line(console: Any, found: Mapping[str, Any]) -> None:

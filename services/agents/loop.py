@@ -32,7 +32,7 @@ from services.agents.metering import Tokens
 from services.agents.model import Outcome, RunContext
 from services.agents.providers import ProviderError, Providers, Target
 from services.agents.saved import SavedCut, SavedTurn, State, dump, encode
-from services.agents.speech import Speech, text_of
+from services.agents.speech import Speech, make_storable, text_of
 from services.agents.tools import Tools
 from services.agents.tools.memory import MemoryAwayError
 
@@ -205,6 +205,7 @@ class _Loop:
                 async for event in stream:
                     speech.on(event)
             response: ModelResponse = stream.response
+            make_storable(response)
             if response.finish_reason in (None, "error") or not (speech.text or response.tool_calls):
                 raise cut(target.name)
             if response.finish_reason == "content_filter":

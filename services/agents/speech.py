@@ -32,9 +32,18 @@ def storable(text: str) -> str:
     return _NEVER.sub("\ufffd", text)
 
 
+def make_storable(response: ModelResponse) -> None:
+    """Replace, in place, what nothing stores: a response is saved, and goes back to the model with the next request."""
+    for part in response.parts:
+        if isinstance(part, TextPart | ThinkingPart):
+            part.content = storable(part.content)
+        elif isinstance(part, ToolCallPart) and isinstance(part.args, str):
+            part.args = storable(part.args)
+
+
 def text_of(response: ModelResponse) -> str:
     """What the deltas of its message make: the library's own `text` puts blank lines where a thought stood."""
-    return storable("".join(part.content for part in response.parts if isinstance(part, TextPart)))
+    return "".join(part.content for part in response.parts if isinstance(part, TextPart))
 
 
 class Speech:
@@ -80,7 +89,11 @@ class Speech:
                 self._argue(call_id, arguments)
             case PartEndEvent(part=ToolCallPart() as call):
                 said = call.args if isinstance(call.args, str) else call.args_as_json_str()
-                data = {"call": self.call(call.tool_call_id), "name": call.tool_name, "arguments": said}
+                data = {
+                    "call": self.call(call.tool_call_id),
+                    "name": call.tool_name,
+                    "arguments": storable(said),
+                }
                 self._journal.emit("tool_call.completed", data)
 
     def call(self, provider_id: str) -> str:
@@ -120,4 +133,5 @@ class Speech:
     def _argue(self, provider_id: str, arguments: str | dict[str, object] | None) -> None:
         if arguments:
             fragment = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            self._journal.emit("tool_call.delta", {"call": self.call(provider_id), "fragment": fragment})
+            data = {"call": self.call(provider_id), "fragment": storable(fragment)}
+            self._journal.emit("tool_call.delta", data)

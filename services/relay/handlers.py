@@ -23,7 +23,6 @@ Act = Callable[..., Awaitable[int]]
 
 _LOCK: Final = 7_301_944_200_615
 """Advisory lock of whoever looks: letters that one holds are not there for another."""
-_TENANT: Final = re.compile(r"[a-z]+_[0-9a-f\-]{36}", re.ASCII)
 _TARGET: Final = re.compile(r"[a-z][A-Za-z0-9_.:\-]{0,159}", re.ASCII)
 
 
@@ -89,7 +88,7 @@ class DeadLetters:
                 connection,
                 action=action,
                 actor=by.subject,
-                tenant_id=letter.tenant if _TENANT.fullmatch(letter.tenant) else audit.NO_TENANT,
+                tenant_id=audit.tenant_of(letter.tenant),
                 # An id that somebody else gave may be any text.
                 target=name
                 if _TARGET.fullmatch(name)

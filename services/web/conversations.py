@@ -46,9 +46,9 @@ async def _named(person: Person, agent: str) -> tuple[str, str]:
     try:
         found = await person.call("GET", f"{_AGENTS}/{segment(agent)}")
     except ApiError as error:
-        if error.status != 404:
+        if error.status == 401:
             raise
-        return agent, ""
+        return agent, ""  # deleted, or not to be had just now: the list is worth more than a name on it
     return agent, str(found["name"])
 
 

@@ -15,14 +15,15 @@ from deploy.cli.main import main
 from deploy.installation import prepare, write_env
 from tests.conformance.queue.support import environment
 
-RECORDS = """
+TENANT = "org_01a22ee1-856a-7062-a4cc-307aad5b6cf1"
+RECORDS = f"""
 insert into outbox_dead (id, tenant_id, topic, key, value, headers, enqueued_at, code, reason)
-select n, 'org_refused', 'usage.records', 'key', 'value', 'headers', '2026-02-18T12:00:00Z', 'too_large', 'the broker takes less'
+select n, '{TENANT}', 'usage.records', 'key', 'value', 'headers', '2026-02-18T12:00:00Z', 'too_large', 'the broker takes less [/x]'
 from generate_series(1, 3) n
 """
-MESSAGE = """
+MESSAGE = f"""
 insert into queue_outbox_dead (id, tenant_id, family, routing_key, message_id, body, enqueued_at, code, reason)
-values (7, 'org_refused', 'document.index', 'document.index', 'mq_1', 'body', '2026-02-18T12:00:00Z', 'unroutable', 'no queue')
+values (7, '{TENANT}', 'document.index', 'document.index', 'mq_1', 'body', '2026-02-18T12:00:00Z', 'unroutable', 'no queue')
 """
 
 
@@ -40,6 +41,16 @@ class Tables:
     def clear(self) -> None:
         for table in ("outbox", "outbox_dead", "queue_outbox", "queue_outbox_dead"):
             self.execute(f"delete from {table}")
+
+    def waiting(self, columns: str) -> list[tuple[Any, ...]]:
+        """In the outbox of records, but what the audit put there."""
+        return self.execute(f"select {columns} from outbox where topic <> 'audit.logs' order by id")
+
+    def audited(self) -> list[dict[str, Any]]:
+        found = self.execute(
+            "select convert_from(value, 'UTF8') from outbox where topic = 'audit.logs' order by id"
+        )
+        return [json.loads(value) for (value,) in found]
 
     def rows(self, table: str, columns: str) -> list[tuple[Any, ...]]:
         return self.execute(f"select {columns} from {table} order by id")
@@ -73,10 +84,12 @@ def test_what_was_refused_is_listed_with_its_reason(
         ("records", 1), ("records", 2), ("records", 3), ("messages", 7)
     ]  # fmt: skip
     assert listed[0] | {"died_at": ""} == {
-        "kind": "records", "id": 1, "tenant": "org_refused", "to": "usage.records", "died_at": "",
-        "enqueued_at": "2026-02-18T12:00:00.000Z", "code": "too_large", "reason": "the broker takes less",
+        "kind": "records", "id": 1, "tenant": TENANT, "to": "usage.records", "died_at": "",
+        "enqueued_at": "2026-02-18T12:00:00.000Z", "code": "too_large", "reason": "the broker takes less [/x]",
     }  # fmt: skip
     assert listed[3]["to"] == "document.index document.index"
+    assert main(["outbox", "list", *data]) == 0
+    assert "[/x]" in capsys.readouterr().out
     tables.clear()
     assert main(["outbox", "list", *data]) == 0
     assert capsys.readouterr().out == "nothing was refused\n"
@@ -88,14 +101,14 @@ def test_what_is_redriven_waits_again_as_it_was(
     what = "tenant_id, topic, convert_from(key || value || headers, 'UTF8'), enqueued_at"
     refused = tables.rows("outbox_dead", what)
     assert main(["outbox", "redrive", "records", "2", *data]) == 0
-    assert capsys.readouterr().out == "1 redriven\n"
-    assert tables.rows("outbox", what) == refused[:1]
+    assert capsys.readouterr().out == f"1 redriven\n  1 of {TENANT} to usage.records\n"
+    assert tables.waiting(what) == refused[:1]
     assert tables.rows("outbox_dead", "id") == [(1,), (3,)]
     assert main(["outbox", "redrive", "records", "2", *data]) == 1
-    assert "1 of the ids are no records that were refused" in capsys.readouterr().err
+    assert "1 of the ids are none of the oldest 10,000 records that were refused" in capsys.readouterr().err
     assert main(["outbox", "redrive", "records", "--all", "--json", *data]) == 0
     assert json.loads(capsys.readouterr().out) == {"redriven": 2}
-    assert tables.rows("outbox", what) == refused
+    assert tables.waiting(what) == refused
     assert main(["outbox", "redrive", "messages", "--all", *data]) == 0
     assert tables.rows("queue_outbox", "family, message_id, convert_from(body, 'UTF8')") == [
         ("document.index", "mq_1", "body")
@@ -110,4 +123,13 @@ def test_what_is_dropped_is_gone(tables: Tables, data: list[str], capsys: pytest
     assert tables.rows("outbox_dead", "id") == [(2,)]
     assert main(["outbox", "drop", "messages", "--all", *data]) == 0
     assert tables.rows("queue_outbox_dead", "id") == []
-    assert tables.rows("outbox", "id") == tables.rows("queue_outbox", "id") == []
+    assert tables.waiting("id") == tables.rows("queue_outbox", "id") == []
+    assert [(event["action"], event["tenant"], event["detail"]) for event in tables.audited()] == [
+        ("outbox.drop", TENANT, {"to": "usage.records", "count": "2"}),
+        ("outbox.drop", TENANT, {"to": "document.index", "count": "1"}),
+    ]
+
+
+def test_a_limit_below_one_is_refused(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["outbox", "list", "--limit", "-1", *data]) == 1
+    assert "--limit must be at least 1" in capsys.readouterr().err

@@ -17,6 +17,7 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     slow             words every 30 ms; `slow=200` for 200 of them
     calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer; `calls=NAME:JSON` with
                      these arguments, `calls=NAME,NAME` several in one turn
+    half             half a surrogate in its text, then a call of the calculator, then an answer
     recorded=FILE    the reply of a cassette in agents/otel_cassettes
     thinking:REST    as REST, with `THOUGHTS` before its text and once more within it, and with details of usage
 
@@ -137,6 +138,8 @@ class ProviderDouble:
             return web.json_response(chat.whole(asked, answer))
         seconds = TOKEN_SECONDS if behaviour.startswith(("slow", "held")) else self.word_seconds
         events = chat.stream(asked, answer, seconds)
+        if behaviour == "half":
+            events = halved(events)
         return await self._stream(request, thinking(events) if thinks else events, behaviour)
 
     async def _responses(self, request: web.Request) -> web.StreamResponse:
@@ -165,7 +168,11 @@ class ProviderDouble:
             return Reply(
                 calls=tuple(ToolCall(f"call_{n}", tool, given) for n, tool in enumerate(tools.split(","), 1))
             )
-        if name in ("calls", "malformed"):
+        if name == "half" and not answered:
+            return Reply(
+                "Half HALF of it.", calls=(ToolCall("call_half", "calculator", '{"expression": "1+1"}'),)
+            )
+        if name in ("calls", "malformed", "half"):
             return Reply(f"The tool said: {messages[-1].text}")
         return reply(messages, schemas.tools_of(asked))
 
@@ -280,6 +287,12 @@ class ProviderDouble:
         )
         await send("message_stop")
         return answer
+
+
+async def halved(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events with half a surrogate where HALF stands."""
+    async for event in events:
+        yield event.replace(b"HALF", b"\\ud83d")
 
 
 async def thinking(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 import assets.slices
 import core.invoices
 import core.prices
+import deploy.cli
 import services
 from core.security.sensitive import ACTIONS, EXCUSED, ROUTES
 
@@ -19,6 +20,7 @@ HARMLESS = {"GET", "HEAD", "OPTIONS"}
 KERNEL = [
     *(("billing", Path(module.__path__[0])) for module in (core.invoices, core.prices)),
     ("dagster", Path(assets.slices.__path__[0])),
+    ("command", Path(deploy.cli.__path__[0])),
 ]
 """What a service does through the kernel, because Dagster or the command line does it too."""
 

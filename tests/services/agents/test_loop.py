@@ -163,6 +163,14 @@ async def test_half_a_surrogate_said_before_a_tool_call_is_replaced_at_once(stag
     assert speech.text == assembled(journal, speech.message) == "a\ufffd\ufffd\ufffdb"
 
 
+async def test_a_run_ends_well_where_a_model_says_half_a_surrogate(stage: Arena) -> None:
+    journal, outcome = await stage.ask(model="double/half", tools=("calculator",))
+    check_answer(journal, outcome)
+    first, _ = journal.of("message.completed")
+    assert first["text"] == "Half \ufffd of it."
+    assert "tool.calls" in journal.metered()
+
+
 async def test_anthropic_answers_too_and_cached_tokens_are_metered_once(stage: Arena) -> None:
     journal, outcome = await stage.ask(model="claude/answer")
     check_answer(journal, outcome)
