@@ -7,7 +7,15 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from core.topology import QUEUES, queue_names
-from deploy.cli.frame import CommandError, Subparsers, command, command_group, installation_of, print_json
+from deploy.cli.frame import (
+    CommandError,
+    Subparsers,
+    command,
+    command_group,
+    installation_of,
+    print_json,
+    value_console,
+)
 
 T = TypeVar("T")
 
@@ -66,7 +74,6 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([_row(asdict(letter)) for letter in found])
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -78,7 +85,7 @@ def run_list(arguments: argparse.Namespace) -> int:
             letter.queue, letter.id, letter.tenant, str(letter.attempts), row["first_seen"],
             row["died_at"] or "", letter.reason,
         )  # fmt: skip
-    Console(markup=False).print(table if found else "no dead letters")
+    value_console().print(table if found else "no dead letters")
     return 0
 
 

@@ -21,6 +21,7 @@ from deploy.installation import PROFILES, Installation, load, resolve
 from deploy.ports import LARGEST_BASE
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
@@ -130,6 +131,13 @@ def in_transaction(arguments: argparse.Namespace, work: "Callable[[AsyncConnecti
             await database.close()
 
     return asyncio.run(run())
+
+
+def value_console() -> "Console":
+    """Prints values that others gave: what stands in brackets there is no markup."""
+    from rich.console import Console
+
+    return Console(markup=False)
 
 
 def no_tenant(slug: str) -> str:

@@ -2,7 +2,14 @@
 
 import argparse
 
-from deploy.cli.frame import CommandError, Subparsers, command, print_json, running_installation
+from deploy.cli.frame import (
+    CommandError,
+    Subparsers,
+    command,
+    print_json,
+    running_installation,
+    value_console,
+)
 
 
 def register(subparsers: Subparsers) -> None:
@@ -17,7 +24,6 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
 
     from deploy.client import ApiError, PlatformUnreachableError
     from deploy.demo import show
@@ -33,5 +39,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(draft)
     else:
-        show.invoice(Console(markup=False), draft)
+        show.invoice(value_console(), draft)
     return 0

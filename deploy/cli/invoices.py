@@ -13,6 +13,7 @@ from deploy.cli.frame import (
     command_group,
     installation_of,
     print_json,
+    value_console,
 )
 
 PATH = "/api/v1/billing/invoices"
@@ -135,7 +136,6 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"object": "list", "data": listed})
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*COLUMNS, box=None, pad_edge=False)
@@ -145,7 +145,7 @@ def run_list(arguments: argparse.Namespace) -> int:
             one["number"], one["reason"], period["start"], period["end"], one["total"], one["currency"] or "",
             one["issued_at"],
         )  # fmt: skip
-    Console(markup=False).print(table if listed else "nothing was issued yet")
+    value_console().print(table if listed else "nothing was issued yet")
     return 0
 
 
@@ -209,7 +209,6 @@ def run_reconcile(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(found)
         return 0 if found["reconciled"] else 3
-    from rich.console import Console
     from rich.table import Table
 
     table, unit = Table("", "", box=None, pad_edge=False, show_header=False), found["money"]["currency"] or ""
@@ -221,7 +220,7 @@ def run_reconcile(arguments: argparse.Namespace) -> int:
     for name, value in found["money"].items():
         if name != "currency":
             table.add_row(name.replace("_", " "), f"{value} {unit}")
-    Console(markup=False).print(table)
+    value_console().print(table)
     print(
         "reconciled: every difference is zero"
         if found["reconciled"]
@@ -291,8 +290,7 @@ def _show(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
     if arguments.json:
         print_json(document)
         return
-    from rich.console import Console
 
     from deploy.demo import show
 
-    show.issued(Console(markup=False), document)
+    show.issued(value_console(), document)

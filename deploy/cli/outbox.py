@@ -5,7 +5,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from deploy.cli.frame import CommandError, Subparsers, command, command_group, in_transaction, print_json
+from deploy.cli.frame import (
+    CommandError,
+    Subparsers,
+    command,
+    command_group,
+    in_transaction,
+    print_json,
+    value_console,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -63,14 +71,13 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(rows)
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     columns = ("kind", "id", "tenant", "to", "died_at", "code", "reason")
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(str(row[name]) for name in columns))
-    Console(markup=False).print(table if rows else "nothing was refused")
+    value_console().print(table if rows else "nothing was refused")
     return 0
 
 

@@ -10,6 +10,7 @@ from deploy.cli.frame import (
     command_group,
     print_json,
     running_installation,
+    value_console,
 )
 
 PATH = "/api/v1/billing/price-fixes"
@@ -64,7 +65,6 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"object": "list", "data": listed})
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("id", "state", "totals", "periods", "reasons", "made", box=None, pad_edge=False)
@@ -77,7 +77,7 @@ def run_list(arguments: argparse.Namespace) -> int:
             ", ".join(one["reasons"]),
             one["created_at"],
         )
-    Console(markup=False).print(table if listed else "no price was ever fixed")
+    value_console().print(table if listed else "no price was ever fixed")
     return 0
 
 
@@ -119,7 +119,6 @@ def _show(arguments: argparse.Namespace, client: Any, fix: dict[str, Any]) -> in
     if arguments.json:
         print_json({**fix, "data": items})
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -144,7 +143,7 @@ def _show(arguments: argparse.Namespace, client: Any, fix: dict[str, Any]) -> in
                 *sides,
                 line["amount"],
             )
-    console = Console(markup=False)
+    console = value_console()
     console.print(table if items else "nothing would change")
     console.print(f"{fix['id']} is {fix['state']}: {_totals(fix)}", highlight=False)
     if fix["state"] == "parked":

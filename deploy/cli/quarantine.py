@@ -12,6 +12,7 @@ from deploy.cli.frame import (
     no_tenant,
     print_json,
     running_installation,
+    value_console,
 )
 
 PATH = "/api/v1/usage/quarantine"
@@ -112,10 +113,9 @@ def _records(client: Any, wanted: dict[str, str], limit: int) -> Iterator[dict[s
 
 
 def _show(found: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False)
+    console = value_console()
     if not found:
         console.print("nothing is quarantined")
         return

@@ -4,7 +4,15 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from deploy.cli.frame import CommandError, Subparsers, command, command_group, installation_of, print_json
+from deploy.cli.frame import (
+    CommandError,
+    Subparsers,
+    command,
+    command_group,
+    installation_of,
+    print_json,
+    value_console,
+)
 from deploy.installation import Installation
 
 
@@ -106,13 +114,12 @@ def run_query(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([{name: plain(value) for name, value in zip(names, row, strict=True)} for row in rows])
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*names, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*("" if value is None else str(plain(value)) for value in row))
-    Console(markup=False).print(table)
+    value_console().print(table)
     return 0
 
 

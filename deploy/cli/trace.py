@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from deploy.cli.frame import CommandError, Subparsers, ask, command, print_json
+from deploy.cli.frame import CommandError, Subparsers, ask, command, print_json, value_console
 
 LINE: Final = re.compile(r"(draft|INV-\d{6,18}|inv_[0-9a-f-]{36}):(\d{1,7})", re.ASCII)
 RECORD: Final = re.compile(r"(\d{1,7})@(\d{1,15})", re.ASCII)
@@ -76,9 +76,8 @@ def _show(arguments: argparse.Namespace, found: Mapping[str, Any], show: Any) ->
     if arguments.json:
         print_json(found)
         return
-    from rich.console import Console
 
-    show(Console(markup=False), found)
+    show(value_console(), found)
 
 
 def _print_line(console: Any, found: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What the agents service reads, and how it shows what it holds."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -421,14 +421,7 @@ def run(found: Run) -> RunShown:
         status=found.status,
         cancel_requested=found.cancel_by is not None,
         message_id=found.message_id or None,
-        usage=RunUsage(
-            input_tokens=found.totals.input_tokens,
-            output_tokens=found.totals.output_tokens,
-            cached_tokens=found.totals.cached_tokens,
-            reasoning_tokens=found.totals.reasoning_tokens,
-            requests=found.totals.requests,
-            tool_calls=found.totals.tool_calls,
-        ),
+        usage=cast("RunUsage", msgspec.structs.asdict(found.totals)),
         error=failed if found.status == "failed" else None,
         last_seq=found.last_seq,
         epoch=found.epoch,
