@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis, Sentinel
-from redis.asyncio.connection import Connection, ConnectionPool
+from redis.asyncio.connection import BlockingConnectionPool, Connection
 from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, ResponseError
@@ -48,6 +48,13 @@ CHANNELS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
+CONNECTIONS: Final = 16
+"""Of one process at most: a burst of callers waits for one, and leaves no more behind.
+
+The client's own pool keeps a connection for each of a hundred callers at once and refuses the next.
+"""
+
+
 class _Explained(Connection):
     """Says what is wrong with the password where Redis answers in riddles."""
 
@@ -72,8 +79,8 @@ class _ExplainedSentinel(SentinelManagedConnection, _Explained):
             raise ConnectionError("no replica follows this master; another may lead") from error
 
 
-class _SentinelPool(SentinelConnectionPool):
-    """Closes its connections to the sentinels with its own."""
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Waits for a free connection, and closes its connections to the sentinels with its own."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
@@ -96,7 +103,7 @@ def open_cache(settings: CacheSettings, *, timeout: float = 1.0) -> Redis:
     """A pooled client. It connects on first use and again after a failure; close it with `aclose()`.
 
     Args:
-        timeout: seconds for connecting and for each command. No command is repeated by the client:
+        timeout: seconds for a free connection, for connecting and for each command. No command is repeated by the client:
             callers know what a second try would do.
 
     Raises:
@@ -109,9 +116,11 @@ def open_cache(settings: CacheSettings, *, timeout: float = 1.0) -> Redis:
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
+        "max_connections": CONNECTIONS,
+        "timeout": timeout,
     }
     if url.scheme == "redis" and url.hostname:
-        pool = ConnectionPool(
+        pool = BlockingConnectionPool(
             connection_class=_Explained,
             host=url.hostname,
             port=url.port or 6379,

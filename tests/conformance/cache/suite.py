@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
-from core.cache import open_cache
+from core.cache import CONNECTIONS, open_cache
 from core.ids import new_id
 from core.settings import CacheSettings
 from tests.servers import free_port
@@ -49,6 +49,23 @@ class CacheSuite:
             await cache.publish(channel, b"revoked")
             message = await subscriber.get_message(ignore_subscribe_messages=True, timeout=30)
         assert message["data"] == b"revoked"
+
+    async def test_a_burst_shares_few_connections_and_none_is_refused(self, cache: Redis) -> None:
+        key = new_id("test")
+        name = key.replace("_", "-")
+        await asyncio.gather(*(self._count(cache, key, name) for _ in range(300)))
+        assert await cache.get(key) == b"300"
+        assert 1 <= await self._connections(cache, name) <= CONNECTIONS
+
+    async def _count(self, cache: Redis, key: str, name: str) -> None:
+        async with cache.pipeline(transaction=True) as pipe:
+            pipe.client_setname(name)
+            pipe.incr(key)
+            pipe.expire(key, 60)
+            await pipe.execute()
+
+    async def _connections(self, cache: Redis, name: str) -> int:
+        return sum(client["name"] == name for client in await cache.client_list())
 
     async def test_only_what_expires_may_be_evicted(self, cache: Redis) -> None:
         assert (await cache.config_get("maxmemory-policy"))["maxmemory-policy"] == "volatile-lru"

@@ -75,7 +75,8 @@ async def test_the_client_follows_the_master(processes: tuple[str, subprocess.Po
     url, master = processes
     cache = open_cache(CacheSettings(cache_url=url, cache_password=PASSWORD))
     try:
-        await cache.set("key", b"before")
+        # More at once than there are connections: here too they wait.
+        await asyncio.gather(*(cache.set("key", b"before") for _ in range(200)))
         while not await cache.wait(1, 100):
             await cache.set("key", b"before")
         kill(master)

@@ -7,6 +7,7 @@ import aiohttp
 import psutil
 from sqlalchemy import text
 
+from core.cache import CONNECTIONS
 from core.database import Database, tenant
 from tests.servers import listener
 from tests.services.agents.openai.conftest import Platform
@@ -48,7 +49,7 @@ async def test_4_five_hundred_callers_vanish(platform: Platform, key: str) -> No
         for _ in range(5):  # in five waves, so that connects do not run into the backlog
             await asyncio.gather(*(_vanish(port, key, begun) for _ in range(CALLERS // 5)))
         left = time.monotonic()
-        slack = 10  # kept connections of pools
+        slack = 10  # what pools of other servers keep, and what else the platform is doing
         while True:
             async with http.get(platform.provider + "/control") as answer:
                 streams = (await answer.json())["open"]
@@ -57,7 +58,7 @@ async def test_4_five_hundred_callers_vanish(platform: Platform, key: str) -> No
                 place: await _metric(http, place, "python_asyncio_tasks ") - count
                 for place, count in tasks.items()
             }
-            if not streams and max(over.values()) <= 50 and max(running.values()) <= slack:
+            if not streams and max(over.values()) <= CONNECTIONS + slack and max(running.values()) <= slack:
                 break
             assert time.monotonic() - left < SECONDS, (streams, over, running)
             await asyncio.sleep(0.2)
