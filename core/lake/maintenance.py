@@ -11,14 +11,16 @@ from deltalake import CommitProperties, DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError
 
 from core.lake import Lake
-from core.lake.commit import make_durable
+from core.lake.commit import PAGE, make_durable
 
 TARGET_BYTES = 64 << 20
 """Size up to which files are put together."""
 SMALL_BYTES = TARGET_BYTES // 4
 RETENTION_HOURS = 7 * 24
 """How long a file stays after its last mention, so that whoever opened the table before still finds it."""
-WRITER = WriterProperties(compression="ZSTD", compression_level=3, max_row_group_size=65_536)
+WRITER = WriterProperties(
+    compression="ZSTD", compression_level=3, max_row_group_size=65_536, data_page_row_count_limit=PAGE
+)
 """Rows of a slice are found by row group; one of a million rows would hide them."""
 
 
