@@ -17,12 +17,13 @@ slices; putting a block together that is still folded would only make the fold r
 )
 def compact_and_vacuum(context: dg.OpExecutionContext, platform: Platform) -> None:
     from assets.usage.objects import record  # noqa: PLC0415
+    from assets.usage.schema import ORDERS  # noqa: PLC0415
     from core.lake.maintenance import compact, crowded, vacuum  # noqa: PLC0415
 
     lake = platform.lake()
     slow = crowded(lake, MOST_SMALL_FILES)
     for table in MOST_SMALL_FILES:
-        done = compact(lake, table) if table in slow else None
+        done = compact(lake, table, order=ORDERS.get(table, ())) if table in slow else None
         if done is not None and table == "usage_events":
             record(lake, platform.database)
         deleted = vacuum(lake, table)

@@ -157,7 +157,7 @@ def voids(lake: Lake, first: int, last: int) -> pl.DataFrame:
     originals = rows_at(
         lake,
         events,
-        found.select(pl.col(ref).alias(name) for ref, name in refs.items()),
+        found.select("tenant", *(pl.col(ref).alias(name) for ref, name in refs.items())),
         (*_SAID, "fate", "kind"),
     ).filter((pl.col("fate") == COUNTED) & (pl.col("kind") == schema.USAGE))
     named = originals.select(

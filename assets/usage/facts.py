@@ -244,8 +244,8 @@ def find(lake: Lake, index_folder: Path, tenant: str, source: str, event_id: str
     )
     if place is None:
         return None
-    (row,) = _rows(lake, [place])
-    return Found(row, next(iter(_rows(lake, [void])), None) if void else None, None)
+    (row,) = _rows(lake, tenant, [place])
+    return Found(row, next(iter(_rows(lake, tenant, [void])), None) if void else None, None)
 
 
 def at(lake: Lake, index_folder: Path, topic_id: str | None, partition: int, offset: int) -> Found | None:
@@ -261,21 +261,22 @@ def at(lake: Lake, index_folder: Path, topic_id: str | None, partition: int, off
     if topic_id is not None:
         where &= pl.col("topic_id") == topic_id
     found = read(
-        lake, schema.EVENTS, handle, {name: schema.EVENTS_SCHEMA[name] for name in PLACE},
+        lake, schema.EVENTS, handle, {name: schema.EVENTS_SCHEMA[name] for name in (*PLACE, "tenant")},
         where=where, within=("offset", offset, offset),
     ).sort("slice")  # fmt: skip
     if found.is_empty():
         return None
-    (row,) = _rows(lake, [found.row(-1)])
+    *place, tenant = found.row(-1)
+    (row,) = _rows(lake, tenant, [tuple(place)])
     winner, void = tuple(row[f"winner_{name}"] for name in PLACE), None
     voided = tuple(row[f"ref_{name}"] for name in PLACE)
     if row["fate"] == COUNTED and row["kind"] == schema.USAGE:
         (void,) = places(lake, index_folder, [void_identity(row["tenant"], row["source"], row["event_id"])])
     return Found(
         row,
-        next(iter(_rows(lake, [void])), None) if void else None,
-        None if winner[0] is None else next(iter(_rows(lake, [winner])), None),
-        None if voided[0] is None else next(iter(_rows(lake, [voided])), None),
+        next(iter(_rows(lake, tenant, [void])), None) if void else None,
+        None if winner[0] is None else next(iter(_rows(lake, tenant, [winner])), None),
+        None if voided[0] is None else next(iter(_rows(lake, tenant, [voided])), None),
     )
 
 
@@ -308,12 +309,12 @@ def places(lake: Lake, index_folder: Path, identities: Sequence[bytes]) -> list[
     return [known.get(each) for each in identities]
 
 
-def _rows(lake: Lake, found: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
-    """The rows at these places: `SHOWN` and `OBJECT`."""
+def _rows(lake: Lake, tenant: str, found: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """The rows of this tenant at these places: `SHOWN` and `OBJECT`."""
     handle = lake.open(schema.EVENTS)
     assert handle is not None
     wanted = pl.DataFrame(found, schema=dict.fromkeys(PLACE, pl.Int64), orient="row")
-    return rows_at(lake, handle, wanted, SHOWN, path=OBJECT).to_dicts()
+    return rows_at(lake, handle, wanted.with_columns(tenant=pl.lit(tenant)), SHOWN, path=OBJECT).to_dicts()
 
 
 def is_lost(lake: Lake, topic_id: str | None, partition: int, offset: int) -> bool:

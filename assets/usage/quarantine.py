@@ -45,7 +45,8 @@ def not_counted(lake: Lake, first: int, last: int, version: int) -> pl.DataFrame
         )
         for low, high in spans(events, "slice", first, last, rows=ROWS_AT_ONCE)
     )  # fmt: skip
-    places = found.select(pl.col(name).alias(name.removeprefix("winner_")) for name in _WINNER)
+    # What it conflicts with has its identity, so its organisation.
+    places = found.select("tenant", *(pl.col(name).alias(name.removeprefix("winner_")) for name in _WINNER))
     winners = {
         (row["slice"], row["partition"], row["offset"]): row
         for row in rows_at(lake, events, places, _SAID).iter_rows(named=True)

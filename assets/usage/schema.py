@@ -51,6 +51,9 @@ canonical JSON. `event_time` of a void is that of the row it takes out, or its o
 USAGE, VOID, CHECKPOINT = KINDS = ("usage", "void", "checkpoint")
 
 EVENTS_STATISTICS = ("slice", "partition", "offset", "event_time")
+ORDERS = {EVENTS: ("tenant", "slice", "partition", "offset")}
+"""Of rows in files that were put together: whoever asks for landed events, asks for those of one organisation. A file
+as it landed has them by partition and offset."""
 
 CELL, FATE = "cell", "fate"
 

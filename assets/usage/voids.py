@@ -37,7 +37,9 @@ def fates(
     others, winners = with_fates(_rows(parsed, ~voids), number, topic_id, index, EVENTS_SCHEMA)
     referring = _rows(parsed, voids)
     places = _places(referring.frame[REFERENCE], number, index, winners)
-    referring = _with_originals(referring, places, _originals(lake, handle, others, places, number))
+    # What a void names is of its own organisation: the identity that it names has it in it.
+    owned = places.with_columns(referring.frame["tenant"])
+    referring = _with_originals(referring, places, _originals(lake, handle, others, owned, number))
     rows, more = with_fates(referring, number, topic_id, index, EVENTS_SCHEMA)
     frame = pl.concat([others, rows]).sort("partition", "offset")
     return frame, _merged(winners, more)

@@ -29,6 +29,8 @@ from core.log import Logger
 
 log = Logger(__name__)
 
+RETRIES = 15
+"""Of a commit that another writer came before."""
 DISTINCT = ("identity", "content", "event_id", "offset", "received", "event_time")
 """Columns whose values hardly repeat: trying a dictionary on them costs a fourth of a landing commit."""
 PAGE = 2_048
@@ -39,9 +41,14 @@ ROW_GROUP = 32_768
 a third more (58 and 42 ms, measured)."""
 
 
-def writer_properties(handle: DeltaTable) -> WriterProperties:
-    """Statistics only of the columns that the table is searched by: those of all cost a fifth of a commit."""
-    searched = handle.metadata().configuration.get("delta.dataSkippingStatsColumns", "").split(",")
+def writer_properties(handle: DeltaTable, *more: str, level: int = 1) -> WriterProperties:
+    """Statistics only of the columns that the table is searched by: those of all cost a fifth of a commit.
+
+    Args:
+        more: columns whose row groups, beside, have statistics in the file itself.
+        level: of compression.
+    """
+    searched = [*handle.metadata().configuration.get("delta.dataSkippingStatsColumns", "").split(","), *more]
     columns = {
         name: ColumnProperties(
             dictionary_enabled=name not in DISTINCT,
@@ -53,7 +60,7 @@ def writer_properties(handle: DeltaTable) -> WriterProperties:
     }
     return WriterProperties(
         compression="ZSTD",
-        compression_level=1,
+        compression_level=level,
         max_row_group_size=ROW_GROUP,
         data_page_row_count_limit=PAGE,
         default_column_properties=ColumnProperties(statistics_enabled="NONE"),
@@ -119,6 +126,7 @@ def commit(
     *,
     handle: DeltaTable | None = None,
     overwrite: str | None = None,
+    writer: WriterProperties | None = None,
 ) -> int:
     """Append `data` (an Arrow table or Polars frame) and set `transactions`, all or nothing.
 
@@ -126,6 +134,7 @@ def commit(
         expected: position of every application id before; must name all of `transactions`.
         handle: of the table, where the caller has one; a commit that came after it is a conflict.
         overwrite: a predicate whose rows the data replaces (a fold), instead of an append.
+        writer: how the files are written; `writer_properties` where None.
 
     Returns:
         The Delta version that holds it. Where the outcome was unknown and the table turns out to be at
@@ -142,41 +151,58 @@ def commit(
         raise StaleError(table, expected, found)
     properties = CommitProperties(
         app_transactions=[Transaction(name, version) for name, version in transactions.items()],
-        max_commit_retries=15,
+        max_commit_retries=RETRIES,
     )
-    writer = writer_properties(handle)
+    writer = writer or writer_properties(handle)
     if crash.NAME in doomed.POINTS:
         data = doomed.doomed(data, lake.uri(table))
-    try:
-        if overwrite is None:
-            write_deltalake(
-                handle, data, mode="append", commit_properties=properties, writer_properties=writer
-            )
-        else:
-            write_deltalake(
-                handle,
-                data,
-                mode="overwrite",
-                predicate=overwrite,
-                commit_properties=properties,
-                writer_properties=writer,
-            )
-    except (CommitFailedError, DeltaError, OSError) as error:
-        lake.forget(table)
-        again = lake.open(table)
-        found = positions(again, expected)
-        if (
-            again is not None
-            and transactions
-            and all(found[name] == version for name, version in transactions.items())
-        ):
-            log.warn("commit had an unknown outcome and is there", table=table, error=type(error).__name__)
-            return int(again.version())
-        if found != dict(expected):
-            raise StaleError(table, expected, found) from error
-        raise
+    for attempt in range(RETRIES + 1):
+        try:
+            _write(handle, data, overwrite, properties, writer)
+            break
+        except (CommitFailedError, DeltaError, OSError) as error:
+            again, done = _look_again(lake, table, transactions, expected, error)
+            if done:
+                return int(again.version())
+            # An append depends on nothing but the positions, which stand; delta-rs refuses it all the same where
+            # files were put together meanwhile.
+            if overwrite or attempt == RETRIES or not isinstance(error, CommitFailedError):
+                raise
+            handle = again
     crash.here(Point.COMMIT_SENT)
     return int(handle.version())
+
+
+def _write(
+    handle: DeltaTable,
+    data: Any,
+    overwrite: str | None,
+    properties: CommitProperties,
+    writer: WriterProperties,
+) -> None:
+    options: Any = {"mode": "append"} if overwrite is None else {"mode": "overwrite", "predicate": overwrite}
+    write_deltalake(handle, data, commit_properties=properties, writer_properties=writer, **options)
+
+
+def _look_again(
+    lake: Lake,
+    table: str,
+    transactions: Mapping[str, int],
+    expected: Mapping[str, int | None],
+    error: Exception,
+) -> tuple[DeltaTable, bool]:
+    """The table behind a commit that failed, and True where it is there all the same."""
+    lake.forget(table)
+    handle = lake.open(table)
+    found = positions(handle, expected)
+    if handle is None:
+        raise error
+    if transactions and all(found[name] == version for name, version in transactions.items()):
+        log.warn("commit had an unknown outcome and is there", table=table, error=type(error).__name__)
+        return handle, True
+    if found != dict(expected):
+        raise StaleError(table, expected, found) from error
+    return handle, False
 
 
 def make_durable(lake: Lake, table: str, version: int) -> None:

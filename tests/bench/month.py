@@ -80,7 +80,7 @@ class Month:
             assert handle is not None
             self.files[table].append(len(handle.file_uris()))
         for table in crowded(lake, MOST_SMALL_FILES):
-            compact(lake, table)
+            compact(lake, table, order=schema.ORDERS.get(table, ()))
         self.care.append(time.process_time() - began)
 
     def an_hour_passes(self) -> None:

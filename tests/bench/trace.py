@@ -1,12 +1,12 @@
 """How long a trace takes, both ways, as the lake grows around it.
 
-    make bench NAME=trace [ARGS="--rows 1000000 --asked 1000"]
+    make bench NAME=trace [ARGS="--rows 1000000 --asked 1000 --slice 50000"]
 
 Billing and lookup run as services on tables and a folder. A few organisations have a month that was closed,
 adjusted, repriced and adjusted again; lines and events are drawn at random, each answer is checked (the line computes
 again from its events; the event's state is the one that was sent), and a wrong one ends the bench. Then other
-organisations' events of the same month land beside them, slice by slice, and the same is asked again: what they
-cost is what an organisation pays for its neighbours. Wall-clock time of one request after the other, and CPU-seconds
+organisations' events of the same month land beside them, slice by slice, put together as the schedule would
+(`pipelines.maintenance`), and the same is asked again: what they cost is what an organisation pays for its neighbours. Wall-clock time of one request after the other, and CPU-seconds
 of the two services, which other work of the machine does not change.
 """
 
@@ -25,16 +25,18 @@ from typing import Any
 import psutil
 
 from assets.usage import schema
+from core.lake import Lake
+from core.lake.maintenance import compact, crowded
 from core.settings import CacheSettings
 from deploy.servers.postgres import postgres as postgres_server
 from deploy.servers.valkey import valkey as valkey_server
+from pipelines.maintenance import MOST_SMALL_FILES
 from tests.bench import report
 from tests.bench.installation import server_cpu
 from tests.bench.workload import Workload
 from tests.servers import database_settings, free_port, running
 from tests.services.lookup.world import CLOSED, DAYS, ELEMENTS, INVOICES, OPEN, World, history, platform
 
-SLICE = 50_000
 LATE = 300
 """Events of the organisations that land behind their neighbours'."""
 
@@ -42,8 +44,8 @@ LATE = 300
 class Neighbours(Workload):
     """Usage of other organisations, of the month that is closed."""
 
-    def __init__(self, slices: int) -> None:
-        super().__init__(schema.TOPIC, SLICE, slices=slices)
+    def __init__(self, events: int, slices: int) -> None:
+        super().__init__(schema.TOPIC, events, slices=slices)
         self._start = CLOSED
 
 
@@ -108,11 +110,23 @@ class Cost:
         return statistics.quantiles(self.seconds, n=20)[-1]
 
 
+def care(lake: Lake) -> None:
+    for table in crowded(lake, MOST_SMALL_FILES):
+        compact(lake, table, order=schema.ORDERS.get(table, ()))
+
+
+def files(lake: Lake) -> int:
+    handle = lake.open(schema.EVENTS)
+    return 0 if handle is None else len(handle.file_uris())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000, help="events of neighbours in the large lake")
     parser.add_argument("--asked", type=int, default=1_000, help="lines and events asked for, each")
+    parser.add_argument("--slice", type=int, default=50_000, help="of them in one slice")
     arguments = parser.parse_args()
+    slices = arguments.rows // arguments.slice
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder, password = Path(name), secrets.token_hex(16)
         ports = free_port(), free_port()
@@ -126,18 +140,20 @@ def main() -> None:
         on = stack.enter_context(platform(folder / "lake", database, cache))
         world = history(on)
         small = Asked(world, arguments.asked).measure()
-        workload = Neighbours(arguments.rows // SLICE)
-        for number in range(1, arguments.rows // SLICE + 1):
+        workload = Neighbours(arguments.slice, slices)
+        for number in range(1, slices + 1):
             on.site.append(workload.slice(number))
             on.site.carry()
-            print(f"{number * SLICE} events of neighbours", flush=True)
+            care(on.site.lake())
+            print(f"{number * arguments.slice} events of neighbours", flush=True)
         world.land(LATE, CLOSED, DAYS)
         world.bill("adjustments")
         large = Asked(world, arguments.asked).measure()
         figures: dict[str, Any] = {
             "lines_and_events_asked": arguments.asked,
             "rows_of_small_lake": len(world.events) + world.duplicates,
-            "rows_of_large_lake": len(world.events) + world.duplicates + arguments.rows,
+            "rows_of_large_lake": len(world.events) + world.duplicates + slices * arguments.slice,
+            "files_of_large_lake": files(on.site.lake()),
         }
         for size, found in (("small", small), ("large", large)):
             for way, cost in found.items():

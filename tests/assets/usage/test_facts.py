@@ -15,9 +15,10 @@ from assets.usage import facts
 from assets.usage.facts import Wanted
 from assets.usage.landing import USAGE, land
 from assets.usage.rollup import roll_up
-from assets.usage.schema import EVENTS
+from assets.usage.schema import EVENTS, ORDERS
 from core.contracts.usage import Reference, UsageData, UsageEvent, VoidEvent
 from core.lake import Lake
+from core.lake.maintenance import compact
 from tests.assets.usage.lake import NOW, local_lake, records, slice_of
 
 METER = "llm.tokens.input"
@@ -30,11 +31,11 @@ def _event(number: int, pick: random.Random) -> UsageEvent:
     )  # fmt: skip
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    """Six slices of two organisations, with repetitions and voids."""
+@pytest.fixture(params=[None, 4, 6], ids=["as landed", "four together", "all together"])
+def lake(tmp_path: Path, request: pytest.FixtureRequest) -> Lake:
+    """Six slices of two organisations, with repetitions and voids; the first ones put together, or none."""
     pick, found, start, sent = random.Random(5), local_lake(tmp_path), 0, list[UsageEvent]()
-    for _ in range(6):
+    for number in range(1, 7):
         values = []
         for _ in range(60):
             event = _event(len(sent), pick)
@@ -53,6 +54,8 @@ def lake(tmp_path: Path) -> Lake:
         start += len(batch)
         land(found, tmp_path / "index", slice_of(batch), [batch])
         roll_up(found)
+        if number == request.param:
+            assert compact(found, EVENTS, order=ORDERS[EVENTS]).removed == number
     return found
 
 

@@ -192,7 +192,7 @@ def test_compacted_objects_are_evidence_like_others(site: Site) -> None:
     fill(site, slices=3)
     ends = highs(site)
     before = {each.path for each in recorded(site.lake(), site.database)}
-    assert compact(site.lake(), schema.EVENTS).removed == 3
+    assert compact(site.lake(), schema.EVENTS, order=schema.ORDERS[schema.EVENTS]).removed == 3
     assert go(site).lows == {p: end for p, end in ends.items() if end}
     assert {
         path for (path,) in site.sql("select path from usage_object where replaced_at is not null")

@@ -13,7 +13,7 @@ from assets.usage.folding import fold_full_blocks
 from assets.usage.landing import land
 from assets.usage.publish import publish
 from assets.usage.rollup import daily, roll_up
-from assets.usage.schema import EVENTS, HOURLY
+from assets.usage.schema import EVENTS, HOURLY, ORDERS
 from core.contracts.usage import Reference, VoidEvent
 from core.eventlog.api import Record
 from core.lake import Lake
@@ -134,7 +134,7 @@ def test_voids_of_many_slices_after_folding_and_compaction(tmp_path: Path) -> No
         lake = put(tmp_path, records([event(2 * number + 1, minutes=-60 * number)], start=number))
         roll_up(lake)
         daily(lake)
-    compact(lake, EVENTS)
+    compact(lake, EVENTS, order=ORDERS[EVENTS])
     fold_full_blocks(lake, 0, 8, (4, 8))
     lake = put(tmp_path, records([void(2 * number + 1) for number in range(0, 8, 2)], start=8))
     roll_up(lake)

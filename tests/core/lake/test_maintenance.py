@@ -7,15 +7,26 @@ import time
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from core.lake import Lake
 from core.lake.commit import commit, create, positions
-from core.lake.maintenance import RETENTION_HOURS, Compacted, compact, crowded, small_files, vacuum
+from core.lake.maintenance import (
+    RETENTION_HOURS,
+    SMALL_BYTES,
+    Compacted,
+    compact,
+    crowded,
+    small_files,
+    vacuum,
+)
 from core.lake.read import read
 from core.settings import ObjectSettings
 
 TABLE = "numbers"
+ORDER = ("text", "slice", "value")
+ORDERS = pytest.mark.parametrize("order", [(), ORDER], ids=["as they are", "sorted"])
 SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "slice": pl.Int64,
     "value": pl.Decimal(38, 9),
@@ -56,13 +67,16 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in (folder / "lake" / TABLE).glob("*.parquet")}
 
 
-def test_compaction_keeps_rows_positions_description_and_statistics(tmp_path: Path) -> None:
+@ORDERS
+def test_compaction_keeps_rows_positions_description_and_statistics(
+    tmp_path: Path, order: tuple[str, ...]
+) -> None:
     lake = filled(tmp_path, 25)
     handle = lake.open(TABLE)
     assert handle is not None
     before, version = rows(lake), handle.version()
     assert (small_files(handle), crowded(lake, {TABLE: 24, "absent": 0})) == (25, [TABLE])
-    assert compact(lake, TABLE) == Compacted(25, 1)
+    assert compact(lake, TABLE, order=order) == Compacted(25, 1)
     again = lake_in(tmp_path)
     handle = again.open(TABLE)
     assert handle is not None
@@ -75,9 +89,55 @@ def test_compaction_keeps_rows_positions_description_and_statistics(tmp_path: Pa
     assert (actions["min.slice"], actions["max.slice"]) == (1, 25)
     some = read(again, TABLE, handle, SCHEMA, where=pl.col("slice") == 7, within=("slice", 7, 7))
     assert len(some) == 3
-    assert compact(again, TABLE) == Compacted(0, 0)
+    assert compact(again, TABLE, order=order) == Compacted(0, 0)
     append(again, 26)
     assert positions(again.open(TABLE), ["slice"]) == {"slice": 26}
+
+
+def test_files_put_together_are_sorted_and_their_row_groups_say_so(tmp_path: Path) -> None:
+    lake = filled(tmp_path, 25)
+    compact(lake, TABLE, order=ORDER)
+    (path,) = in_use(lake)["path"]
+    found = pl.read_parquet(path).select(ORDER)
+    assert found.equals(found.sort(ORDER))
+    assert not found.equals(found.sort("slice"))
+    text = pq.read_metadata(path).row_group(0).column(list(SCHEMA).index("text")).statistics
+    assert (text.min, text.max) == ("a", "b")
+
+
+def test_a_large_file_stays_and_parts_its_neighbours(tmp_path: Path) -> None:
+    lake = filled(tmp_path, 3)
+    noise = pl.Series([os.urandom(64).hex() for _ in range(SMALL_BYTES // 60)])
+    large = pl.DataFrame({"slice": 4, "value": 0, "text": noise}).select(
+        pl.col(name).cast(kind) for name, kind in SCHEMA.items()
+    )
+    commit(lake, TABLE, large, {"slice": 4}, {"slice": 3})
+    append(lake, 5)
+    append(lake, 6)
+    (stays,) = in_use(lake).filter(pl.col("min.slice") == 4)["path"]
+    assert compact(lake, TABLE, order=ORDER) == Compacted(5, 2)
+    now = in_use(lake).sort("min.slice")
+    assert now.select("min.slice", "max.slice").rows() == [(1, 3), (4, 4), (5, 6)]
+    assert now["path"][1] == stays
+    assert compact(lake, TABLE, order=ORDER) == Compacted(0, 0)
+
+
+def test_rows_that_the_log_does_not_know_are_an_error(tmp_path: Path) -> None:
+    lake = filled(tmp_path, 2)
+    path = in_use(lake)["path"][0]
+    pl.concat([pl.read_parquet(path)] * 2).write_parquet(path)
+    before = in_use(lake)
+    with pytest.raises(ValueError, match="slices 1 to 2 hold 9 rows"):
+        compact(lake, TABLE, order=ORDER)
+    assert in_use(lake).equals(before)
+
+
+def in_use(lake: Lake) -> pl.DataFrame:
+    """Files that the table names, as the log describes them, with their whole path."""
+    handle = lake.open(TABLE)
+    assert handle is not None
+    found = pl.DataFrame(handle.get_add_actions(flatten=True))
+    return found.with_columns(path=f"{lake.uri(TABLE)}/" + pl.col("path"))
 
 
 def test_a_checkpoint_comes_by_itself(tmp_path: Path) -> None:
@@ -128,7 +188,8 @@ def age(path: Path) -> None:
     os.utime(path, (then, then))
 
 
-def test_nothing_is_lost_beside_a_writer(tmp_path: Path) -> None:
+@ORDERS
+def test_nothing_is_lost_beside_a_writer(tmp_path: Path, order: tuple[str, ...]) -> None:
     """A process appends while this one compacts; both always succeed."""
     lake = filled(tmp_path, 2)
     code = (
@@ -139,10 +200,10 @@ def test_nothing_is_lost_beside_a_writer(tmp_path: Path) -> None:
     writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     compactions = 0
     while writer.poll() is None:
-        compactions += compact(lake, TABLE).added
+        compactions += compact(lake, TABLE, order=order).added
     assert writer.returncode == 0
     assert compactions > 1
-    compact(lake, TABLE)
+    compact(lake, TABLE, order=order)
     again = lake_in(tmp_path)
     counts = pl.DataFrame(rows(again), schema=SCHEMA, orient="row").group_by("slice").len().sort("slice")
     assert counts.rows() == [(number, 3) for number in range(1, 63)]
