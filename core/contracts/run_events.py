@@ -48,9 +48,7 @@ class Totals(
     },
 ):
     """What a run has used so far, over takeovers and broken-off requests too; `cached` is part of `input`,
-    `reasoning` of `output`, `requests` are those to models that a provider counted. Of a run that ended without its
-    loop (cancelled while no instance had it, out of time, failed on our side) up to when it last waited for a person;
-    `usage.records` have it all."""
+    `reasoning` of `output`, `requests` are those to models that a provider counted."""
 
     input_tokens: Count = 0
     output_tokens: Count = 0

@@ -114,12 +114,7 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
             key,
         )
     )
-    steps = await connection.execute(
-        text(
-            "select step, kind, payload from checkpoint where tenant_id = :tenant and run_id = :run order by step"
-        ),
-        {"tenant": identity.tenant_id, "run": identity.run_id},
-    )
+    steps = await checkpoints(connection, identity)
     answered = await connection.execute(
         text(
             "select call, round, decision, note from approval"
@@ -145,12 +140,23 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
         epoch=identity.epoch,
         history=tuple(said),
         input=asked,
-        checkpoints=tuple(Checkpoint(row.step, row.kind, bytes(row.payload)) for row in steps),
+        checkpoints=steps,
         deadline=now() + timedelta(seconds=claimed.spec.limits.seconds - claimed.running_for),
         answered=tuple(Answered(row.call, row.round, row.decision, row.note) for row in answered),
         counted=claimed.totals.tokens,
     )
     return found, int(own[-1].place) + 1
+
+
+async def checkpoints(connection: AsyncConnection, run: Identity) -> tuple[Checkpoint, ...]:
+    """Those of an open run, in order: they go with its end."""
+    rows = await connection.execute(
+        text(
+            "select step, kind, payload from checkpoint where tenant_id = :tenant and run_id = :run order by step"
+        ),
+        {"tenant": run.tenant_id, "run": run.run_id},
+    )
+    return tuple(Checkpoint(row.step, row.kind, bytes(row.payload)) for row in rows)
 
 
 async def give_back(connection: AsyncConnection, runs: Sequence[Identity]) -> None:

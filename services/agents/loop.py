@@ -60,18 +60,18 @@ async def execute(
     left = (run.deadline - now()).total_seconds()
     try:
         await asyncio.wait({work, stop}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        if stop.done():
-            return loop.outcome(status="cancelled")
-        message = (
-            f"The run did not end within its {run.spec.limits.seconds} s; raise the limit or ask for less."
-        )
-        return loop.failed("limit_seconds", message)
+        by_itself, cancelled = work.done(), stop.done()
     finally:
         await cancel(work, stop)
         if not work.cancelled():
             work.exception()  # a run that is another's says so while it is cancelled: told already
+    # Only now: while it is cancelled, a turn still counts what a provider had reported of it.
+    if by_itself:
+        return work.result()
+    if cancelled:
+        return loop.outcome(status="cancelled")
+    message = f"The run did not end within its {run.spec.limits.seconds} s; raise the limit or ask for less."
+    return loop.failed("limit_seconds", message)
 
 
 class _Loop:
@@ -286,12 +286,12 @@ class _Loop:
         self._journal.emit("message.completed", data)
 
     def _check_limits(self) -> None:
-        limits, tokens = self._run.spec.limits, self._state.tokens
+        limits, used = self._run.spec.limits, self._state.totals
         if len(self._state.turns) >= limits.steps:
             raise LimitError(
                 "limit_steps", f"The run used its {limits.steps} requests to the model without an answer."
             )
-        if tokens.input + tokens.output >= limits.tokens:
+        if used.tokens >= limits.tokens:
             raise LimitError("limit_tokens", f"The run used its {limits.tokens} tokens without an answer.")
         if limits.cost is not None and self._state.requests and self._state.cost >= limits.cost:
             raise LimitError("limit_cost", f"The run used its {limits.cost} without an answer.")

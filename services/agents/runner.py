@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, Literal
 
+import msgspec
 from opentelemetry import trace
 from prometheus_client import Gauge
 from sqlalchemy.exc import DBAPIError
@@ -26,6 +27,7 @@ from services.agents.leases import Claimed, UnreadableError
 from services.agents.model import Outcome, RunContext
 from services.agents.notes import RunJournal
 from services.agents.recorder import Recorder
+from services.agents.saved import restored, totals
 
 Execute = Callable[[RunContext, Journal], Awaitable[Outcome]]
 """Goes on with a run from its context until it ends or must wait for a person. May raise FencedError; any other error fails the run."""
@@ -278,15 +280,17 @@ class _Running:
             )
         if claimed.cancel_by is not None:
             journal.cancel(claimed.cancel_by)
-            return self._ending(status="cancelled")
+            return await self._ending(journal, status="cancelled")
         if context is None:
-            return self._ending(
+            return await self._ending(
+                journal,
                 status="failed",
                 error_code="run_unreadable",
                 error_message="What is stored of the run cannot be read by this version; ask again.",
             )
         if claimed.stalls > MAX_STALLS:
-            return self._ending(
+            return await self._ending(
+                journal,
                 status="failed",
                 error_code="run_stalled",
                 error_message=f"The run was taken over {claimed.stalls} times without getting further.",
@@ -306,38 +310,44 @@ class _Running:
         try:
             either: list[asyncio.Future[Any]] = [work, self._stopped]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return self._outcome(work)
-            return self._stopped_outcome(self._stopped.result(), context)
+            by_itself = work.done()
         finally:
             deadline.cancel()
             await cancel(work, *watching)
+        # Only now: while it is cancelled, a loop still saves what it owes.
+        if by_itself:
+            return await self._outcome(work, journal)
+        return await self._stopped_outcome(self._stopped.result(), context, journal)
 
     async def _when(self, event: asyncio.Event, grace: float, reason: _Reason) -> None:
         await event.wait()
         await asyncio.sleep(grace)
         self.stop(reason)
 
-    def _outcome(self, work: "asyncio.Future[Outcome]") -> Outcome:
+    async def _outcome(self, work: "asyncio.Future[Outcome]", journal: RunJournal) -> Outcome:
         error = asyncio.CancelledError() if work.cancelled() else work.exception()
         if error is None:
             return work.result()
         if isinstance(error, FencedError):
             raise error
         _log.error("the loop failed", run=self.claimed.identity.run_id, exc=error)
-        return self._ending(
+        return await self._ending(
+            journal,
             status="failed",
             error_code="internal_error",
             error_message="The run failed on our side; start it again.",
             retryable=True,
         )
 
-    def _stopped_outcome(self, reason: _Reason, context: RunContext) -> Outcome | None:
+    async def _stopped_outcome(
+        self, reason: _Reason, context: RunContext, journal: RunJournal
+    ) -> Outcome | None:
         if reason == "cancel":
-            return self._ending(status="cancelled")
+            return await self._ending(journal, status="cancelled")
         if reason == "deadline":
             seconds = context.spec.limits.seconds
-            return self._ending(
+            return await self._ending(
+                journal,
                 status="failed",
                 error_code="limit_seconds",
                 error_message=f"The run did not end within {seconds} s; raise `limits.seconds` or ask for less.",
@@ -346,9 +356,21 @@ class _Running:
             raise FencedError(self.claimed.identity.run_id)
         return None
 
-    def _ending(self, **fields: Any) -> Outcome:
-        """One that the loop did not make: with the totals that are stored, of when the run last waited."""
-        return Outcome(totals=self.claimed.totals, **fields)
+    async def _ending(self, journal: RunJournal, **fields: Any) -> Outcome:
+        """One that the loop did not make: with what the run has used by its checkpoints.
+
+        Raises: FencedError, and as `Database.writer`; whoever has the run next ends it then.
+        """
+        with suppress(ValueError, DBAPIError):  # what cannot be stored is not metered either
+            await journal.flush()
+        async with self._database.writer() as connection:
+            stored = await leases.checkpoints(connection, journal.identity)
+        try:
+            used = totals(map(restored, stored))
+        except (msgspec.MsgspecError, ValueError) as error:
+            _log.error("what a run has used cannot be read", run=journal.identity.run_id, exc=error)
+            used = self.claimed.totals
+        return Outcome(totals=used, **fields)
 
     async def _end(self, journal: RunJournal, outcome: Outcome) -> None:
         try:

@@ -5,7 +5,7 @@ from the last of them: a response that still wants tools runs those without a re
 same ids; what has a result is not called again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Final, Literal
 
@@ -114,36 +114,32 @@ class State:
         return {passage.marker: passage for call in self.calls.values() for passage in call.passages}
 
     @property
-    def _requests(self) -> list[SavedTurn | SavedCut]:
+    def requests(self) -> list[SavedTurn | SavedCut]:
+        """Those to a model that a provider counted."""
         return [*self.turns, *self.cuts]
 
     @property
     def cost(self) -> Decimal:
-        return sum((Decimal(one.cost) for one in self._requests), Decimal(0))
-
-    @property
-    def requests(self) -> int:
-        """Requests to a model that a provider counted."""
-        return len(self.turns) + len(self.cuts)
-
-    @property
-    def tokens(self) -> Tokens:
-        """Sums of all requests."""
-        found = [one.tokens for one in self._requests]
-        return Tokens(**{name: sum(getattr(one, name) for one in found) for name in Tokens.__struct_fields__})
+        return sum((Decimal(one.cost) for one in self.requests), Decimal(0))
 
     @property
     def totals(self) -> Totals:
         """Of the whole run."""
-        tokens = self.tokens
-        return Totals(
-            input_tokens=tokens.input,
-            output_tokens=tokens.output,
-            cached_tokens=tokens.cached,
-            reasoning_tokens=tokens.reasoning,
-            requests=self.requests,
-            tool_calls=sum(call.state == "done" for call in self.calls.values()),
-        )
+        return totals([*self.requests, *self.calls.values()])
+
+
+def totals(saved: Iterable[Saved]) -> Totals:
+    """What a run has used whose checkpoints these are."""
+    steps = list(saved)
+    tokens = [step.tokens for step in steps if not isinstance(step, SavedCall)]
+    return Totals(
+        input_tokens=sum(one.input for one in tokens),
+        output_tokens=sum(one.output for one in tokens),
+        cached_tokens=sum(one.cached for one in tokens),
+        reasoning_tokens=sum(one.reasoning for one in tokens),
+        requests=len(tokens),
+        tool_calls=sum(isinstance(step, SavedCall) and step.state == "done" for step in steps),
+    )
 
 
 def restored(checkpoint: Checkpoint) -> Saved:

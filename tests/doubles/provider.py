@@ -13,7 +13,8 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     hang             headers, then nothing
     empty            an answer without a word
     malformed        a tool call whose arguments are not JSON
-    held             as `slow`, which stands still after 10 words until the double is `released`
+    held             as `slow`, which stands still after 10 words until the double is `released`; in Anthropic's
+                     shape after two
     slow             words every 30 ms; `slow=200` for 200 of them
     calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer; `calls=NAME:JSON` with
                      these arguments, `calls=NAME,NAME` several in one turn
@@ -276,6 +277,8 @@ class ProviderDouble:
         await send("content_block_start", index=place, content_block={"type": "text", "text": ""})
         for word in ("Hello", " from", " the", " double."):
             await send("content_block_delta", index=place, delta={"type": "text_delta", "text": word})
+            if behaviour == "held" and word == " from":
+                await self.released.wait()
             if behaviour in ("cut", "clean-end") and word == " from":
                 await self._break(request, answer, behaviour)
                 return answer

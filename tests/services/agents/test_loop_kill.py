@@ -21,16 +21,17 @@ from services.agents.decisions import Approval
 from services.agents.model import AgentSpec, Limits
 from services.agents.submissions import Submission
 from services.common.errors import Problem
-from tests.doubles.provider import ProviderDouble
+from tests.doubles.provider import REASONING, ProviderDouble
 from tests.servers import kill, start, stop
 from tests.services.agents.arena import Arena, Asker, Story, variables
 from tests.services.process import REPOSITORY
 
 
 class Effects:
-    """A server that does something once for each key; the first request hears nothing of it."""
+    """A server that does something once for each key; one request, the first, hears nothing of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, unheard: int = 1) -> None:
+        self.unheard = unheard
         self.requests: list[str] = []
         self.done: Counter[str] = Counter()
         self.reached = asyncio.Event()
@@ -39,7 +40,7 @@ class Effects:
         body = await request.json()
         self.requests.append(body["key"])
         self.done[body["tool"]] += self.requests.count(body["key"]) == 1
-        if len(self.requests) == 1:
+        if len(self.requests) == self.unheard:
             self.reached.set()
             await asyncio.sleep(3600)
         return web.Response(text="done")
@@ -176,3 +177,33 @@ async def test_7_an_unsafe_effect_becomes_an_approval(arena: Arena, asker: Asker
     ]  # fmt: skip
     story.check()
     assert story.types[-1] == "run.completed"
+
+
+async def test_a_run_that_is_cancelled_while_nobody_has_it_tells_what_it_used(
+    arena: Arena, asker: Asker
+) -> None:
+    effects, double = Effects(unheard=2), ProviderDouble()
+    async with effects.serve() as url, double.serve() as provider:
+        model = "double/thinking:calls=effect,effect"
+        spec = AgentSpec(model=model, tools=("effect",), instructions="Do what you are asked, twice.")
+        run = await submit(asker, spec)
+        with instance(arena, "killed", provider, url) as killed:
+            await effects.reached.wait()
+            kill(killed)
+        await asker.cancel(run)
+        with instance(arena, "heir", provider, url):
+            await end(asker, run)
+    story, row = (await asker.stories())[run], (await asker.runs())[run]
+    story.check()
+    assert (row.status, len(effects.requests), len(double.requests)) == ("cancelled", 2, 1)
+    used = story.events[-1].data["usage"]
+    assert (used["requests"], used["tool_calls"], used["reasoning"]) == (1, 1, REASONING)
+    assert (row.input_tokens, row.output_tokens) == (used["input"], used["output"])
+    metered: Counter[str] = Counter()
+    for one in await asker.usage():
+        record = parse(one.encode())
+        metered[record.data.meter] += int(record.data.quantity)
+    assert metered == {
+        "llm.requests": 1, "tool.calls": 1, "llm.tokens.output": used["output"], "llm.tokens.cached": used["cached"],
+        "llm.tokens.input": used["input"] - used["cached"],
+    }  # fmt: skip

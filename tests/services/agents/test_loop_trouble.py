@@ -126,6 +126,18 @@ async def test_cancel_ends_a_run_and_its_connection(stage: Arena) -> None:
     await until(lambda: not stage.double.open)
 
 
+async def test_what_a_provider_had_reported_of_a_cancelled_turn_counts(stage: Arena) -> None:
+    journal = Notebook()
+    running = asyncio.create_task(stage.execute(stage.context(model="claude/held"), journal))
+    await until(lambda: bool(journal.of("message.delta")))
+    journal.cancelled.set()
+    outcome = await running
+    metered = journal.metered()
+    assert outcome.status == "cancelled"
+    assert outcome.totals.requests == metered["llm.requests"] == 1
+    assert outcome.totals.input_tokens == metered["llm.tokens.input"] + metered["llm.tokens.cached"] == 30
+
+
 async def test_a_run_that_is_dropped_leaves_no_task(stage: Arena) -> None:
     before = len(asyncio.all_tasks())
     for _ in range(5):

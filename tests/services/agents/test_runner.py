@@ -10,11 +10,16 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from msgspec import Raw
 from msgspec.structs import replace
 
 from services.agents import schemas
 from services.agents.handlers import Conversations
+from services.agents.journal import Journal
+from services.agents.metering import Tokens
+from services.agents.model import Outcome, RunContext
 from services.agents.runner import Runner
+from services.agents.saved import SavedCut, SavedTurn, encode
 from services.common.errors import Problem
 from tests.services.agents.arena import Arena, Asker, in_process
 from tests.services.agents.scripted import answer_to, execute
@@ -228,6 +233,32 @@ async def test_a_run_ends_at_its_wall_time(arena: Arena, asker: Asker) -> None:
     story = (await asker.stories())[run]
     story.check()
     assert story.events[-1].data["code"] == "limit_seconds"
+
+
+async def test_a_run_that_ends_without_its_loop_tells_what_it_used(arena: Arena, asker: Asker) -> None:
+    async def deaf(_: RunContext, journal: Journal) -> Outcome:
+        turn = SavedTurn(
+            turn=1, model="test/scripted", message="", calls={}, tokens=Tokens(input=50, output=20, cached=30),
+            cost="0", messages=Raw(b"[]"),
+        )  # fmt: skip
+        await journal.checkpoint("model", encode(turn))
+        try:
+            await asyncio.sleep(3600)
+        finally:  # as the real one does with what a provider had reported of a turn that was cut
+            cut = SavedCut(
+                turn=2, model="test/scripted", tokens=Tokens(input=5, reasoning=1, output=2), cost="0"
+            )
+            await journal.checkpoint("model", encode(cut))
+        raise AssertionError
+
+    run = (await asker.ask("", seconds=1)).run_id
+    async with in_process(arena, deaf):
+        await until(lambda: all_ended(asker))
+    told = (await asker.stories())[run].events[-1].data
+    assert told["code"] == "limit_seconds"
+    assert told["usage"] == {
+        "input": 55, "output": 22, "cached": 30, "reasoning": 1, "requests": 2, "tool_calls": 0,
+    }  # fmt: skip
 
 
 async def test_a_loop_that_fails_fails_its_run_only(arena: Arena, asker: Asker) -> None:
