@@ -12,9 +12,10 @@ import time
 from typing import Any, Final, cast
 
 import dagster as dg
-from dagster._core.storage.tags import RETRY_NUMBER_TAG
 from dagster._grpc.types import GetCurrentRunsResult
 from dagster._serdes import deserialize_value
+
+from sensors.runs import is_unqueued_retry, queue
 
 LOST = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
 MESSAGE = "The process of this run ended together with its code server; the run is retried."
@@ -40,7 +41,8 @@ def fail_orphans(instance: dg.DagsterInstance) -> list[str]:
     Raises:
         dagster's errors where the code server does not answer; its next start fails all that it had.
     """
-    starting = _served(instance, dg.DagsterRunStatus.STARTING)
+    found = _runs(instance, [dg.DagsterRunStatus.STARTING])
+    starting = [run for run in found if run.remote_job_origin is not None]
     if not starting:
         return []
     time.sleep(SETTLED_SECONDS)
@@ -54,24 +56,20 @@ def fail_orphans(instance: dg.DagsterInstance) -> list[str]:
 def queue_retries(instance: dg.DagsterInstance) -> list[str]:
     """Queue every retry that was made and not queued; returns their ids.
 
-    For the daemon before it begins: nobody else makes retries. Dagster queues such a one when it looks at the failed run
-    again, but only once: not where the database was away at that moment.
+    For the daemon before it begins: nobody else makes retries. However old: a daemon that lives ends one after three
+    minutes, and while none lives no sensor asks for anything, so what it works on has not moved on. If it has (a person
+    started a run meanwhile), a slice that has landed is refused and nothing is posted twice, as for each run that
+    waited in the queue.
     """
-    waiting = _served(instance, dg.DagsterRunStatus.NOT_STARTED)
-    made = [run for run in waiting if RETRY_NUMBER_TAG in run.tags]
+    made = [run for run in _runs(instance, [dg.DagsterRunStatus.NOT_STARTED]) if is_unqueued_retry(run)]
     for run in made:
-        instance.report_dagster_event(dg.DagsterEvent.job_enqueue(run), run_id=run.run_id)
+        queue(instance, run)
     return [run.run_id for run in made]
 
 
 def _runs(instance: dg.DagsterInstance, statuses: list[dg.DagsterRunStatus]) -> list[dg.DagsterRun]:
     records = instance.get_run_records(dg.RunsFilter(statuses=statuses))
     return [record.dagster_run for record in records]
-
-
-def _served(instance: dg.DagsterInstance, status: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
-    """Those that belong to a code server."""
-    return [run for run in _runs(instance, [status]) if run.remote_job_origin is not None]
 
 
 def _current(run: dg.DagsterRun) -> list[str]:
