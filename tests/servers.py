@@ -37,9 +37,10 @@ def listener(port: int) -> psutil.Process:
 
 
 def free_port() -> int:
-    """A free port below the ephemeral range, so that no outgoing connection takes it meanwhile."""
+    """A free port below the ephemeral range, so that no outgoing connection takes it meanwhile; each lane of the tests
+    has ports of its own, since a server binds what it was given only seconds later."""
     for _ in range(200):
-        port = 10_240 + int.from_bytes(os.urandom(2)) % 20_000
+        port = 10_240 + 2 * (int.from_bytes(os.urandom(2)) % 10_000) + _lane()
         if port in _PROMISED or port in _BLOCKS:
             continue
         with socket.socket() as candidate:
@@ -52,6 +53,11 @@ def free_port() -> int:
     raise RuntimeError("no free port found between 10240 and 30240")
 
 
+def _lane() -> int:
+    """Which of the two processes of `make test` this is."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+
+
 def free_ports(number: int) -> list[int]:
     """So many different ones; see `free_port`."""
     return [free_port() for _ in range(number)]
@@ -60,8 +66,7 @@ def free_ports(number: int) -> list[int]:
 def free_base() -> int:
     """A port base under which nothing listens, below the range of outgoing connections; each lane of the tests has
     bases of its own."""
-    lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
-    bases = _BASES[lane::2]
+    bases = _BASES[_lane() :: 2]
     for base in random.sample(bases, len(bases)):
         try:
             for number in USUAL.values():

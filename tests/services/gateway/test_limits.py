@@ -169,12 +169,12 @@ async def test_the_window_is_the_last_minute(valkey: CacheSettings) -> None:
         now, _ = await cache.time()
         key = f"headrace:requests:{name}"
         await cache.hset(
-            key, mapping={str(now - age): count for age, count in {63: 500, 59: 40, 30: 50, 1: 5}.items()}
+            key, mapping={str(now - age): count for age, count in {63: 500, 50: 40, 30: 50, 1: 5}.items()}
         )
         limiter = Limiter(cache)
         decisions = [await limiter.take(name, 100) for _ in range(6)]
         assert [decision.allowed for decision in decisions] == [True] * 5 + [False]
-        assert 1 <= decisions[-1].retry_after <= 3, "then the oldest of the forty is a minute old"
+        assert 1 <= decisions[-1].retry_after <= 11, "then the forty are a minute old"
         assert 55 <= decisions[-1].reset <= 62
         assert str(now - 63).encode() not in await cache.hgetall(key)
         assert 0 < await cache.ttl(key) <= 61
