@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from core.database import Database, tenant
-from core.eventlog.api import EventLog, NewRecord, Record
+from core.eventlog.api import AppendUnknownError, EventLog, NewRecord, Record
 from core.ids import new_id
 from core.messaging import outbox
 from core.messaging.relay import LEASE, OutboxRelay
@@ -36,6 +36,15 @@ async def write(database: Database, org: str, values: list[bytes], key: bytes = 
         await outbox.enqueue(connection, [NewRecord(TOPIC, key, value) for value in values], org)
 
 
+async def waiting(database: Database, org: str) -> int:
+    """Rows of one organisation: services that other tests started may write theirs meanwhile."""
+    async with database.writer() as connection:
+        rows = await connection.execute(
+            text("select count(*) from outbox where tenant_id = :org"), {"org": org}
+        )
+    return int(rows.scalar_one())
+
+
 async def arrived(log: EventLog, marker: str, count: int, topic: str = TOPIC) -> list[Record]:
     """Wait for `count` different records whose key starts with `marker`; all of them, partition by partition.
 
@@ -53,11 +62,28 @@ async def arrived(log: EventLog, marker: str, count: int, topic: str = TOPIC) ->
     return found
 
 
+async def drained(relay: OutboxRelay) -> None:
+    """As `drain`, tried again as `run` does: a busy broker does not lead at once what was made a moment ago."""
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                await relay.drain()
+            except AppendUnknownError:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+
 class RelaySuite:
     """Subclasses give the fixture `log`: a started event log with the topics of `core.topology`."""
 
     exactly_once: bool
     """Whether even a relay that dies sends nothing twice."""
+
+    def told(self, records: list[Record]) -> list[bytes]:
+        """Their values; each once where an append whose answer is lost comes again."""
+        values = [record.value for record in records]
+        return values if self.exactly_once else [*dict.fromkeys(values)]
 
     @pytest.mark.parametrize("transactional", [True, False])
     async def test_order_per_key_and_nothing_lost(
@@ -97,8 +123,8 @@ class RelaySuite:
         org = new_id("org")
         with tenant(org):
             await write(app_database, org, [bytes([number]) * 900_000 for number in range(5)], org.encode())
-        assert await OutboxRelay(postgres, log, batch_bytes=1_000_000).drain() >= 5
-        assert [record.value[0] for record in await arrived(log, org, 5)] == [0, 1, 2, 3, 4]
+        await drained(OutboxRelay(postgres, log, batch_bytes=1_000_000))
+        assert [value[0] for value in self.told(await arrived(log, org, 5))] == [0, 1, 2, 3, 4]
 
     @pytest.mark.parametrize("transactional", [True, False])
     async def test_poison_is_parked_and_the_rest_goes_on(
@@ -110,7 +136,7 @@ class RelaySuite:
         transactional: bool,
     ) -> None:
         org = new_id("org")
-        late = f"late.{transactional}"
+        late = new_id("late")
         bad = [(late, b"lost"), (late, b"too"), (TOPIC, b"x" * 1_000_001)]
         with tenant(org):
             await write(app_database, org, [b"1", b"2"], org.encode())
@@ -124,10 +150,10 @@ class RelaySuite:
                     )
             await write(app_database, org, [b"3"], org.encode())
         relay = OutboxRelay(postgres, log, transactional=transactional)
-        await relay.drain()
-        assert [record.value for record in await arrived(log, org, 3)] == [b"1", b"2", b"3"]
+        await drained(relay)
+        assert self.told(await arrived(log, org, 3)) == [b"1", b"2", b"3"]
         async with system_database.writer() as connection:
-            dead = [record for record in await outbox.dead(connection) if record.tenant_id == org]
+            dead = [record for record in await outbox.dead(connection, 100_000) if record.tenant_id == org]
             assert sorted((record.topic, record.code, record.size) for record in dead) == [
                 (TOPIC, "too_large", 1_000_001), (late, "unknown_topic", 3), (late, "unknown_topic", 4)
             ]  # fmt: skip
@@ -139,10 +165,9 @@ class RelaySuite:
         async with system_database.writer() as connection:
             assert await outbox.replay(connection, mendable) == 2
             assert await outbox.drop(connection, [record.id for record in dead]) == 1
-        await relay.drain()
-        assert [record.value for record in await arrived(log, org, 2, late)] == [b"lost", b"too"]
-        async with system_database.reader() as connection:
-            assert (await outbox.backlog(connection)).records == 0
+        await drained(relay)
+        assert self.told(await arrived(log, org, 2, late)) == [b"lost", b"too"]
+        assert await waiting(system_database, org) == 0
 
     async def test_one_relay_works_and_another_takes_over(
         self, postgres: DatabaseSettings, app_database: Database, system_database: Database, log: EventLog
