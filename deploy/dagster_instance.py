@@ -24,14 +24,17 @@ BEATS_MISSED_SECONDS = 90.0
 _INSTANCE = """\
 # Written by `headrace up`.
 storage:
-  postgres:
-    postgres_db:
-      hostname: {env: DAGSTER_PG_HOST}
-      port: {env: DAGSTER_PG_PORT}
-      username: hr_dagster
-      password: {env: HEADRACE_DATABASE_DAGSTER_PASSWORD}
-      db_name: dagster
-      scheme: postgresql+psycopg2  # SQLAlchemy 2.1 would choose psycopg 3
+  custom:
+    module: pipelines.storage
+    class: LastingStorage
+    config:
+      postgres_db:
+        hostname: {env: DAGSTER_PG_HOST}
+        port: {env: DAGSTER_PG_PORT}
+        username: hr_dagster
+        password: {env: HEADRACE_DATABASE_DAGSTER_PASSWORD}
+        db_name: dagster
+        scheme: postgresql+psycopg2  # SQLAlchemy 2.1 would choose psycopg 3
 run_coordinator:
   module: dagster.core.run_coordinator
   class: QueuedRunCoordinator

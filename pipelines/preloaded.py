@@ -15,7 +15,7 @@ PARTS: Final = (
     "dagster._cli.api",
     "dagster._grpc.impl",
     "dagster._grpc.server",
-    "dagster_postgres",
+    "pipelines.storage",
     "pipelines.definitions",
 )
 _PR_SET_PDEATHSIG: Final = 1

@@ -21,12 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from deploy.client import Client
 from deploy.demo import conversation, handbook, library
 from deploy.installation import load
 from deploy.session import operator
 from deploy.supervisor.run_folder import RunFolder
 from tests.bench import report
+from tests.bench.installation import server_cpu
 from tests.servers import free_base
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,6 +76,14 @@ class Clone:
             words, cwd=self.checkout, env=self._environment, capture_output=True, check=True
         )
         return {row["name"]: row["rss_mb"] for row in json.loads(answer.stdout)}
+
+    def cpu_percent(self, seconds: float) -> float:
+        """What all components use of one core in so many seconds, after as many of quiet."""
+        time.sleep(seconds)
+        processes = [psutil.Process(row["pid"]) for row in self.rows()]
+        before, began = sum(map(server_cpu, processes)), time.monotonic()
+        time.sleep(seconds)
+        return round(100 * (sum(map(server_cpu, processes)) - before) / (time.monotonic() - began), 1)
 
     def _timed(self, *words: str) -> float:
         started = time.monotonic()
@@ -149,7 +160,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", default="embedded")
-    parser.add_argument("--idle", type=float, default=60, help="seconds of quiet before memory is read")
+    parser.add_argument(
+        "--idle",
+        type=float,
+        default=60,
+        help="seconds of quiet before idle CPU and memory are read, and as many while",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         clone = Clone(Path(folder), arguments.profile)
@@ -166,7 +182,7 @@ def main() -> int:
             used = clone.memory_mb()
             clone.down()
             again_warm = clone.up()
-            time.sleep(arguments.idle)
+            idle_cpu = clone.cpu_percent(arguments.idle)
             memory = clone.memory_mb()
             healed = {row["name"]: heal(clone, row["name"]) for row in clone.rows()}
         finally:
@@ -193,6 +209,7 @@ def main() -> int:
             "handbook_searchable_on_a_new_installation_seconds": handbook_seconds,
             "upload_to_searchable_seconds": uploads,
             "down_seconds": stopped,
+            "idle_cpu_percent_of_a_core": idle_cpu,
             "idle_memory_mb": round(total),
             "idle_memory_mb_by_component": memory,
             "memory_mb_after_questions_and_uploads": round(sum(used.values())),
