@@ -132,7 +132,8 @@ def commit(
 
     Args:
         expected: position of every application id before; must name all of `transactions`.
-        handle: of the table, where the caller has one; a commit that came after it is a conflict.
+        handle: of the table, where the caller has one; it moves to the commit. One that came after it is a conflict,
+            but for a compaction, after which an append is written again.
         overwrite: a predicate whose rows the data replaces (a fold), instead of an append.
         writer: how the files are written; `writer_properties` where None.
 
@@ -156,6 +157,7 @@ def commit(
     writer = writer or writer_properties(handle)
     if crash.NAME in doomed.POINTS:
         data = doomed.doomed(data, lake.uri(table))
+    callers = handle
     for attempt in range(RETRIES + 1):
         try:
             _write(handle, data, overwrite, properties, writer)
@@ -169,6 +171,8 @@ def commit(
             if overwrite or attempt == RETRIES or not isinstance(error, CommitFailedError):
                 raise
             handle = again
+    if callers is not handle:
+        callers.update_incremental()
     crash.here(Point.COMMIT_SENT)
     return int(handle.version())
 

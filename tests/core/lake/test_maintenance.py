@@ -188,6 +188,18 @@ def age(path: Path) -> None:
     os.utime(path, (then, then))
 
 
+def test_an_append_that_a_compaction_overtook_is_written_again(tmp_path: Path) -> None:
+    lake = filled(tmp_path, 3)
+    handle = lake.open(TABLE)
+    assert compact(lake_in(tmp_path), TABLE, order=ORDER) == Compacted(3, 1)
+    for number in (4, 5):
+        frame = pl.DataFrame({"slice": number, "value": "1", "text": "a"}).select(
+            pl.col(name).cast(kind) for name, kind in SCHEMA.items()
+        )
+        commit(lake, TABLE, frame, {"slice": number}, {"slice": number - 1}, handle=handle)
+    assert [row[0] for row in rows(lake_in(tmp_path))] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 5]
+
+
 @ORDERS
 def test_nothing_is_lost_beside_a_writer(tmp_path: Path, order: tuple[str, ...]) -> None:
     """A process appends while this one compacts; both always succeed."""
