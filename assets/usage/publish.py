@@ -15,7 +15,7 @@ from assets.usage import quarantine, schema
 from assets.usage.elements import cells, standing
 from assets.usage.folding import fold_full_blocks
 from assets.usage.lineage import LakeBehindError, check_against
-from assets.usage.upsert import upsert
+from assets.usage.upsert import replace, upsert
 from core import crash
 from core.crash import Point
 from core.database.urls import libpq_dsn
@@ -60,7 +60,7 @@ select %s, %s, %s, %s, coalesce(jsonb_object_agg(topic_id, offsets), '{}') from 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`lake_version` and `slice` are what PostgreSQL reflects now; `meters` how many cells of each were written."""
+    """`lake_version` and `slice` are what PostgreSQL reflects now; `meters` how many cells of each were published."""
 
     lake_version: int
     slice: int
@@ -116,8 +116,10 @@ def publish(lake: Lake, database: DatabaseSettings) -> Published | None:
             # A table that was made anew begins with small versions; what is published only goes forward.
             version = max(version, published_version + 1)
             found, elements = _cells(lake, hourly, day, published_slice + 1, last, version)
-            upsert(cursor, "usage_cell", found)
-            upsert(cursor, "usage_element", elements)
+            # The first publication of a promoted generation is all there is; what the one before had besides goes.
+            write = replace if generation < lake.generation else upsert
+            write(cursor, "usage_cell", found)
+            write(cursor, "usage_element", elements)
             fates, watermark = _fates(lake, hourly, published_slice + 1, last, version)
             upsert(cursor, "usage_conservation", fates)
             upsert(cursor, "usage_watermark", watermark)
@@ -228,14 +230,9 @@ def _fates(lake: Lake, hourly: Any, first: int, last: int, version: int) -> tupl
 
 
 def _remove_older(cursor: Any, version: int) -> None:
-    """What another generation published and this one does not have. What people decided stays."""
-    for table, more in (
-        ("usage_cell", ""),
-        ("usage_element", ""),
-        ("usage_conservation", ""),
-        ("usage_quarantine", " and state = 'open'"),
-    ):
-        cursor.execute(f"delete from {table} where lake_version < %s{more}", (version,))
+    """Fates that another generation published and this one does not have. What people decided stays."""
+    cursor.execute("delete from usage_conservation where lake_version < %s", (version,))
+    cursor.execute("delete from usage_quarantine where lake_version < %s and state = 'open'", (version,))
 
 
 def _go_over_losses(cursor: Any, lake: Lake, version: int) -> None:

@@ -2,10 +2,13 @@
 
     make bench NAME=publish [ARGS="--cells 300000"]
 
-The same cells come for the first time, again with a newer lake version, and with other quantities; by the
-publication of this product, and by COPY into a temporary table and INSERT … ON CONFLICT DO UPDATE on a table as
-PostgreSQL makes it by default. In turns, each in a transaction of its own, with fsync. `faster` is by wall
-time, `cheaper` by CPU-seconds of the server and this process.
+The same cells come for the first time (`first`); all again, as a promoted replay publishes them, with a newer lake
+version (`again`) and with other quantities (`changed`); and a tenth of them, of the newest hours, with other
+quantities, as every publication has them (`newest`). By the publication of this product, and by COPY into a temporary
+table and INSERT … ON CONFLICT DO UPDATE on a table as PostgreSQL makes it by default. In `again` cells that say the
+same stay as they are, by design; the upsert writes them all. In turns, each in a transaction of its own, with fsync,
+and the table is compared with what came. `faster` is by wall time, `cheaper` by CPU-seconds of the server and this
+process.
 """
 
 import argparse
@@ -27,7 +30,7 @@ import psycopg2
 
 from assets.usage import schema
 from assets.usage.publish import key_of
-from assets.usage.upsert import TARGETS, upsert
+from assets.usage.upsert import TARGETS, replace, upsert
 from deploy.servers.postgres import postgres as postgres_server
 from tests.bench import report
 from tests.bench.installation import server_cpu
@@ -36,6 +39,10 @@ from tests.servers import database_settings, free_port, start, stop
 ROUNDS = 3
 TENANTS, MODELS = 500, 25
 USUAL = "usual_cell"
+NEWEST = 10
+"""One in so many cells."""
+
+Way = Callable[[Any, str, pl.DataFrame], object]
 
 
 def cells(count: int, version: int, *, changed: float) -> pl.DataFrame:
@@ -60,10 +67,11 @@ def cells(count: int, version: int, *, changed: float) -> pl.DataFrame:
 
 class Bench:
     def __init__(self, folder: Path, count: int) -> None:
-        self._folder, self._count, self._version = folder, count, 0
+        self._folder, self._count = folder, count
         self.seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
         self.cpu: dict[tuple[str, str], list[float]] = defaultdict(list)
         """Of the server and of this process."""
+        self.cells: dict[str, int] = {}
 
     def run(self) -> None:
         port, password = free_port(), secrets.token_hex(16)
@@ -81,28 +89,33 @@ class Bench:
             stop(component, process)
 
     def _round(self) -> None:
-        ways = (("ours", ours), ("upsert", usual))
         self._outside(f"truncate usage_cell, {USUAL}")
-        for name, way in ways:
-            self._timed("first", name, way, changed=0)
-        for case, changed in (("again", 0.0), ("changed", 1.0)):
-            for name, way in ways:
-                self._timed(case, name, way, changed=changed)
+        every = self._published("first", upsert, cells(self._count, 1, changed=0))
+        every = self._published("again", replace, cells(self._count, 2, changed=0))
+        every = self._published("changed", replace, cells(self._count, 3, changed=1))
+        newest = cells(self._count, 4, changed=1).tail(self._count // NEWEST)
+        self._published("newest", upsert, newest, beside=every.head(-len(newest)))
 
-    def _timed(
-        self, case: str, name: str, way: Callable[[Any, pl.DataFrame], int], *, changed: float
-    ) -> None:
-        self._outside(f"vacuum analyze usage_cell, {USUAL}", "checkpoint")
-        self._version += 1
-        rows = cells(self._count, self._version, changed=changed)
-        cpu, wall = self._cpu(), time.monotonic()
-        with self._connection, self._connection.cursor() as cursor:
-            done = way(cursor, rows)
-        self.seconds[case, name].append(time.monotonic() - wall)
-        self.cpu[case, name].append(self._cpu() - cpu)
-        # A way that wrote less than it should would look fast.
-        assert done == self._count, (case, name, done)
-        print(f"{case} {name}: {self.seconds[case, name][-1]:.2f} s", flush=True)
+    def _published(
+        self, case: str, ours: Way, rows: pl.DataFrame, *, beside: pl.DataFrame | None = None
+    ) -> pl.DataFrame:
+        every = rows if beside is None else pl.concat([beside, rows])
+        said = (len(every), every["quantity"].sum(), every["events"].sum())
+        for name, table, way in (("ours", "usage_cell", ours), ("upsert", USUAL, usual)):
+            self._outside(f"vacuum analyze usage_cell, {USUAL}", "checkpoint")
+            cpu, wall = self._cpu(), time.monotonic()
+            with self._connection, self._connection.cursor() as cursor:
+                way(cursor, "usage_cell", rows)
+            wall, cpu = time.monotonic() - wall, self._cpu() - cpu
+            self.seconds[case, name].append(wall)
+            self.cpu[case, name].append(cpu)
+            self.cells[case] = len(rows)
+            # A way that wrote less than it should would look fast.
+            with self._connection, self._connection.cursor() as cursor:
+                cursor.execute(f"select count(*), sum(quantity), sum(events) from {table}")
+                assert cursor.fetchone() == said, (case, name)
+            print(f"{case} {name}: {wall:.2f} s", flush=True)
+        return every
 
     def _cpu(self) -> float:
         return server_cpu(self._server) + time.process_time()
@@ -115,27 +128,23 @@ class Bench:
 
     def summary(self) -> tuple[dict[str, float], dict[str, object]]:
         ratios, figures = {}, dict[str, object]()
-        for case in dict.fromkeys(case for case, _ in self.seconds):
+        for case, count in self.cells.items():
             ours_, usual_ = (statistics.median(self.seconds[case, name]) for name in ("ours", "upsert"))
             cpu, usual_cpu = (statistics.median(self.cpu[case, name]) for name in ("ours", "upsert"))
             ratios[f"{case}_faster_than_upsert"] = usual_ / ours_
             ratios[f"{case}_cheaper_than_upsert"] = usual_cpu / cpu
             figures[case] = {
-                "rows_per_second": round(self._count / ours_),
-                "upsert_rows_per_second": round(self._count / usual_),
+                "rows_per_second": round(count / ours_),
+                "upsert_rows_per_second": round(count / usual_),
                 "cpu_seconds": round(cpu, 2),
                 "upsert_cpu_seconds": round(usual_cpu, 2),
             }
         return ratios, {"cells": self._count, **figures}
 
 
-def ours(cursor: Any, rows: pl.DataFrame) -> int:
-    return upsert(cursor, "usage_cell", rows)
-
-
-def usual(cursor: Any, rows: pl.DataFrame) -> int:
+def usual(cursor: Any, table: str, rows: pl.DataFrame) -> None:
     """What PostgreSQL's manual has."""
-    key, columns = TARGETS["usage_cell"]
+    key, columns = TARGETS[table]
     names = columns.split(", ")
     cursor.execute(f"create temporary table new_cell (like {USUAL} including defaults) on commit drop")
     text = rows.select(names).write_csv(include_header=False, quote_style="non_numeric")
@@ -144,7 +153,6 @@ def usual(cursor: Any, rows: pl.DataFrame) -> int:
     cursor.execute(
         f"insert into {USUAL} ({columns}) select {columns} from new_cell on conflict ({key}) do update set {values}"
     )
-    return int(cursor.rowcount)
 
 
 def main() -> None:

@@ -235,7 +235,15 @@ def test_promotion_is_one_row_and_everything_follows(site: Site, monkeypatch: py
     site.send([event(20)], key=KEY)
     assert site.carry() == 1, "landing goes on beside a replay"
     assert site.cells() != before
+    gone = (
+        "insert into usage_cell select 'org_gone', 'hour', meter, period_start, dimensions, dimensions_key, quantity, "
+        "events, lake_version from usage_cell limit 1 returning 1",
+        "insert into usage_element select tenant_id, meter, period_start, dimensions, dimensions_key, 'gone', quantity, "
+        "events, lake_version from usage_cell limit 1 returning 1",
+    )
+    assert [site.sql(one) for one in gone] == [[(1,)], [(1,)]], "the new generation has no such cell"
     assert yes(site, made) == 6
+    assert site.sql("select 1 from usage_element where element = 'gone'") == []
     assert current(site.database) == made
     assert published_slice(site.database) == 6
     assert version is not None
