@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from assets.slices.index import IdentityIndex, Winners
+from assets.slices.merging import order_of
 
 COUNTED, DUPLICATE, QUARANTINED, REJECTED = FATES = ("counted", "duplicate", "quarantined", "rejected")
 
@@ -66,39 +67,55 @@ def with_fates(
     identity, ever, is counted; a later one is a duplicate if it says the same and a conflict
     (quarantined) if it does not. First means in the order of slice, partition, offset.
     """
-    acceptable = np.flatnonzero(parsed.acceptable)
-    rows = acceptable[_by_identity(parsed.high[acceptable], parsed.low[acceptable])]
-    partition, offset = parsed.partition[rows], parsed.offset[rows]
-    high, low, content = parsed.high[rows], parsed.low[rows], parsed.content[rows]
-    first = np.ones(len(rows), bool)
-    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    group = np.cumsum(first) - 1
-    found = index.probe(high[first], low[first])
-    same = content == np.where(found.known, found.content, content[first])[group]
-    counts = first & ~found.known[group]
-    later = ~counts
+    rows = _by_identity(parsed.high, parsed.low, np.flatnonzero(parsed.acceptable))
+    high, low = parsed.high.take(rows), parsed.low.take(rows)
+    counts = np.ones(len(rows), bool)
+    counts[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    firsts = np.flatnonzero(counts)
+    found = index.probe(high[firsts], low[firsts])
+    counts[firsts[found.rows]] = False
+    later = np.flatnonzero(~counts)
+    # Of each later record the first of its identity here, and the row of what is known of it from before, or -1.
+    group = np.searchsorted(firsts, later, "right") - 1
+    known = np.full(len(firsts), -1)
+    known[found.rows] = np.arange(len(found.rows))
+    known, here = known[group], rows[firsts[group]]
+    same = parsed.content[rows[later]] == _chosen(known, found.content, parsed.content[here])
     of_winner = {
-        "winner_slice": np.where(found.known, found.slice, number),
-        "winner_partition": np.where(found.known, found.partition, partition[first]),
-        "winner_offset": np.where(found.known, found.offset, offset[first]),
+        "winner_slice": _chosen(known, found.slice, np.full(len(later), number)),
+        "winner_partition": _chosen(known, found.partition, parsed.partition[here]),
+        "winner_offset": _chosen(known, found.offset, parsed.offset[here]),
     }
-    fate = np.where(parsed.readable, FATES.index(QUARANTINED), FATES.index(REJECTED))
-    fate[rows] = np.where(
-        counts, FATES.index(COUNTED), np.where(same, FATES.index(DUPLICATE), FATES.index(QUARANTINED))
-    )
-    code = parsed.frame["code"].scatter(rows[~same], "conflict") if not same.all() else parsed.frame["code"]
-    frame = parsed.frame.with_columns(
-        code,
-        *(
-            _scattered(name, len(fate), rows[later], values[group][later], schema)
+    columns = {column.name: column for column in parsed.frame} | {
+        "code": _with(parsed.frame["code"], rows[later[~same]], "conflict"),
+        "fate": _fates(parsed, rows[later], same),
+        "slice": pl.Series([number], dtype=pl.Int64).new_from_index(0, len(parsed.frame)),
+        "topic_id": pl.Series([topic_id], dtype=pl.String).new_from_index(0, len(parsed.frame)),
+        **{
+            name: _with(_nulls(schema[name], len(parsed.frame)), rows[later], values)
             for name, values in of_winner.items()
-        ),
-        slice=pl.lit(number, pl.Int64),
-        topic_id=pl.lit(topic_id),
-        fate=pl.Series(FATES, dtype=pl.String).gather(fate),
-    )
-    winners = Winners(high[counts], low[counts], content[counts], partition[counts], offset[counts])
-    return frame.select(schema.keys()), winners
+        },
+    }
+    kept = np.flatnonzero(counts)
+    won = rows.take(kept)
+    winners = Winners(
+        high.take(kept), low.take(kept),
+        parsed.content.take(won), parsed.partition.take(won), parsed.offset.take(won),
+    )  # fmt: skip
+    # Assembled, not by expressions: a plan of Polars costs more than these columns.
+    return pl.DataFrame({name: columns[name] for name in schema}), winners
+
+
+def _fates(parsed: Parsed, later: Array, same: Array) -> pl.Series:
+    """Most are counted, so the others are written over that."""
+    fates = pl.Series([COUNTED], dtype=pl.String).new_from_index(0, len(parsed.frame))
+    late = ~parsed.acceptable & parsed.readable
+    for fate, rows in (
+        (QUARANTINED, np.flatnonzero(late)), (REJECTED, np.flatnonzero(~parsed.readable)),
+        (DUPLICATE, later[same]), (QUARANTINED, later[~same]),
+    ):  # fmt: skip
+        fates = _with(fates, rows, fate)
+    return fates
 
 
 def halves(identities: bytes) -> tuple[Array, Array]:
@@ -107,20 +124,32 @@ def halves(identities: bytes) -> tuple[Array, Array]:
     return pairs[:, 0].copy(), pairs[:, 1].copy()
 
 
-def _by_identity(high: Array, low: Array) -> Array:
-    """Order by identity; rows of one identity stay in the order they have."""
-    order = np.argsort(high)
-    tied = np.flatnonzero(high[order][1:] == high[order][:-1])
+def _by_identity(high: Array, low: Array, rows: Array) -> Array:
+    """Rows in the order of identity; those of one identity stay in the order they have."""
+    keys = high.take(rows)
+    order = order_of(keys)
+    keys, rows = keys.take(order), rows.take(order)
+    tied = np.flatnonzero(keys[1:] == keys[:-1])
     if len(tied):
-        # An unstable sort costs a fifth of a stable one. It leaves rows of one key side by side, and they are few.
         tied = np.union1d(tied, tied + 1)
-        rows = order[tied]
-        order[tied] = rows[np.lexsort((rows, low[rows], high[rows]))]
-    return order
+        some = rows[tied]
+        rows[tied] = some[np.lexsort((some, low[some], high[some]))]
+    return rows
 
 
-def _scattered(name: str, length: int, rows: Array, values: Array, schema: Schema) -> pl.Series:
-    """`values` at `rows`, null elsewhere."""
-    kind = schema[name]
-    empty = pl.Series(name, [None], dtype=kind).new_from_index(0, length)
-    return empty.scatter(rows, pl.Series(values, dtype=kind)) if len(rows) else empty
+def _chosen(known: Array, before: Array, here: Array) -> Array:
+    """What is known from before where there is such a row, and elsewhere what stands here."""
+    values, is_known = here.copy(), known >= 0
+    values[is_known] = before[known[is_known]]
+    return values
+
+
+def _nulls(kind: pl.DataType | type[pl.DataType], length: int) -> pl.Series:
+    return pl.Series([None], dtype=kind).new_from_index(0, length)
+
+
+def _with(series: pl.Series, rows: Array, values: Array | str) -> pl.Series:
+    """The series with other values at some rows."""
+    if not len(rows):
+        return series
+    return series.scatter(rows, values if isinstance(values, str) else pl.Series(values, dtype=series.dtype))

@@ -293,9 +293,8 @@ def places(lake: Lake, index_folder: Path, identities: Sequence[bytes]) -> list[
         high, low = halves(b"".join(ordered))
         hits = index.probe(high, low)
         known = {
-            each: (int(hits.slice[n]), int(hits.partition[n]), int(hits.offset[n]))
-            for n, each in enumerate(ordered)
-            if hits.known[n]
+            ordered[row]: (int(hits.slice[n]), int(hits.partition[n]), int(hits.offset[n]))
+            for n, row in enumerate(hits.rows)
         }
     rest = scan(
         lake, schema.EVENTS, handle,

@@ -56,19 +56,18 @@ def _places(names: pl.Series, number: int, index: IdentityIndex, winners: Winner
     wanted = pl.DataFrame({"high": high, "low": low})
     each = wanted.unique().sort("high", "low")
     found = index.probe(each["high"].to_numpy(), each["low"].to_numpy())
-    before = each.with_columns(
-        known=pl.Series(found.known),
+    before = each[found.rows].with_columns(
         slice=pl.Series(found.slice, dtype=pl.Int64),
         partition=pl.Series(found.partition, dtype=pl.Int32),
         offset=pl.Series(found.offset, dtype=pl.Int64),
-    ).filter("known")
+    )
     now = pl.DataFrame({
         "high": winners.high, "low": winners.low,
         "slice": pl.Series([number], dtype=pl.Int64).new_from_index(0, len(winners)),
         "partition": pl.Series(winners.partition, dtype=pl.Int32),
         "offset": pl.Series(winners.offset, dtype=pl.Int64),
     }).join(each, on=["high", "low"], how="semi")  # fmt: skip
-    known = pl.concat([before.drop("known"), now])
+    known = pl.concat([before, now])
     return wanted.join(known, on=["high", "low"], how="left", maintain_order="left").select(PLACE)
 
 

@@ -43,8 +43,9 @@ FIRST = 1_000_000
 """Identities of a young index."""
 PROBED = 1_000_000
 """Records that PostgreSQL is compared on."""
-WINDOW = 200
-"""Slices that a figure of one size is taken from, at most half of the history: merges of every size are in it."""
+WINDOW = 600
+"""Slices that a figure of one size is taken from, at most half of the history: at 100 M too there is a merge of the largest
+runs in it."""
 SCHEMA: Schema = {
     "slice": pl.Int64,
     "topic_id": pl.String,

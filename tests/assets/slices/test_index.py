@@ -1,5 +1,10 @@
 """The identity index against a plain dictionary, with keys that agree in their first eight bytes."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.slices.index import Array, IdentityIndex, Winners
+from assets.slices.merging import PIECE
 
 PAIRS = st.tuples(st.integers(0, 3), st.integers(0, 5))
 """(high, low): few values, so that most highs are shared."""
@@ -25,11 +31,9 @@ def check(index: IdentityIndex, known: dict[tuple[int, int], tuple[int, int]]) -
     found = index.probe(
         np.array([pair[0] for pair in asked], np.uint64), np.array([pair[1] for pair in asked], np.uint64)
     )
-    for position, pair in enumerate(asked):
-        assert bool(found.known[position]) == (pair in known), pair
-        if pair in known:
-            number, content = known[pair]
-            assert (found.slice[position], found.content[position]) == (number, content)
+    assert [asked[row] for row in found.rows] == sorted(known)
+    for position, pair in enumerate(sorted(known)):
+        assert (found.slice[position], found.content[position]) == known[pair]
 
 
 @settings(max_examples=25, deadline=None)
@@ -65,78 +69,137 @@ def test_what_a_killed_predecessor_left_is_no_entry(tmp_path: Path) -> None:
         index.add(1, winners({(1, 1): 1, (2, 2): 2}))
     with (tmp_path / "entries.bin").open("ab") as file:
         file.write(b"x" * 77)
-    (tmp_path / "run-000000000002-9.npy.tmp").write_bytes(b"half")
+    (tmp_path / "run-000000000002-9.bin.tmp").write_bytes(b"half")
     index = IdentityIndex(tmp_path, "one")
     with index.locked():
         index.add(2, winners({(1, 2): 3}))
         check(index, {(1, 1): (1, 1), (2, 2): (1, 2), (1, 2): (2, 3)})
 
 
-@pytest.mark.parametrize(
-    ("at_once", "marked_from"), [(1, 1), (7, 50), (1_000_000, 1), (1_000_000, 1_000_000)]
-)
-def test_runs_stay_few_and_lose_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, marked_from: int
-) -> None:
-    """Merged piece by piece they are what they are merged at once, with marks and without; many keys are shared by
-    several entries."""
-    monkeypatch.setattr("assets.slices.index.MERGED_AT_ONCE", at_once)
-    monkeypatch.setattr("assets.slices.index.MARKED_FROM", marked_from)
+def numbered(numbers: Array) -> tuple[Array, Array]:
+    """Identities over the whole width of a key, as hashes are; four share one."""
+    return (numbers // 4).astype(np.uint64) << np.uint64(54), (numbers % 4).astype(np.uint64)
 
-    def pair(numbers: Array) -> tuple[Array, Array]:
-        # Over the whole width of a key, as hashes are.
-        return (numbers // 4).astype(np.uint64) << np.uint64(54), (numbers % 4).astype(np.uint64)
 
-    random = np.random.default_rng(7)
-    pairs = random.permutation(2_000)
+def slice_of(numbers: Array) -> Winners:
+    return Winners(*numbered(numbers), numbers, np.zeros(len(numbers), np.int32), numbers)
+
+
+@pytest.mark.parametrize("piece", [1, 7, PIECE])
+def test_runs_stay_few_and_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    """In whatever pieces they are merged."""
+    monkeypatch.setattr("assets.slices.merging.PIECE", piece)
+    pairs = np.random.default_rng(7).permutation(2_000)
     index = IdentityIndex(tmp_path, "one")
     with index.locked():
         for number in range(1, 101):
-            some = np.sort(pairs[20 * (number - 1) : 20 * number])
-            index.add(number, Winners(*pair(some), some, np.zeros(20, np.int32), np.arange(20)))
-    runs = {path.stem for path in tmp_path.glob("run-*.npy")}
-    marked = {path.stem for path in tmp_path.glob("run-*.marks")}
-    assert len(runs) <= 5
-    assert marked == {name for name in runs if int(name.rpartition("-")[2]) >= marked_from}
+            index.add(number, slice_of(pairs[20 * (number - 1) : 20 * number]))
+    # 100 is 144 with a base of eight.
+    assert sorted(int(path.stem.rpartition("-")[2]) // 20 for path in tmp_path.glob("run-*")) == [1] * 4 + [
+        8
+    ] * 4 + [64]
     again = IdentityIndex(tmp_path, "one")
     with again.locked():
         asked = np.arange(2_400)
-        found = again.probe(*pair(asked))
-        assert found.known.tolist() == [True] * 2_000 + [False] * 400
-        assert found.content[:2_000].tolist() == asked[:2_000].tolist()
+        found = again.probe(*numbered(asked))
+        assert found.rows.tolist() == found.content.tolist() == asked[:2_000].tolist()
 
 
-@pytest.mark.parametrize("length", [None, 0, 1, 3, 4, 100])
-def test_a_run_without_its_own_marks_is_searched_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int | None
-) -> None:
-    """Torn or foreign marks would lose entries without a word."""
-    monkeypatch.setattr("assets.slices.index.MARKED_FROM", 1)
-    keys = np.sort(np.random.default_rng(3).integers(0, 2**64, 9, np.uint64, endpoint=False))
-    keys[0], keys[-1] = 0, 2**64 - 1
+def test_a_hundred_identities_may_begin_with_the_same_eight_bytes(tmp_path: Path) -> None:
+    low = np.arange(200, dtype=np.uint64)
     index = IdentityIndex(tmp_path, "one")
     with index.locked():
-        index.add(1, Winners(keys, keys, np.arange(9), np.zeros(9, np.int32), np.arange(9)))
-        assert index.probe(keys, keys).known.all()
-        assert not index.probe(keys[1:-1] - np.uint64(1), keys[1:-1]).known.any()
-    [marks] = tmp_path.glob("run-*.marks")
-    if length is None:
-        marks.unlink()
+        for number, some in enumerate((low[:100:2], low[1:100:2]), 1):
+            index.add(
+                number,
+                Winners(
+                    some * np.uint64(0),
+                    some,
+                    some.astype(np.int64),
+                    np.zeros(50, np.int32),
+                    some.astype(np.int64),
+                ),
+            )
+        found = index.probe(low * np.uint64(0), low)
+        assert found.rows.tolist() == found.content.tolist() == list(range(100))
+        assert found.slice.tolist() == [1, 2] * 50
+
+
+@pytest.mark.parametrize("left", ["older", "other", "torn"])
+def test_an_index_that_cannot_be_read_starts_anew(tmp_path: Path, left: str) -> None:
+    """What an older version left, in runs of numpy's format; a format that only seems to be this one; a torn run."""
+    index = IdentityIndex(tmp_path, "one")
+    with index.locked():
+        index.add(1, winners({(1, 1): 1}))
+    manifest, [run] = json.loads((tmp_path / "manifest.json").read_text()), tmp_path.glob("run-*")
+    if left == "older":
+        run.unlink()
+        np.save(tmp_path / "run-000000000001-1.npy", np.array([[1], [0]], np.uint64))
+        (tmp_path / "run-000000000001-1.marks").write_bytes(b"\0\1")
+        manifest["runs"] = [["run-000000000001-1.npy", 1]]
+        del manifest["format"]
+    elif left == "other":
+        manifest["format"] = 1
     else:
-        marks.write_bytes(b"\0" * length)
+        run.write_bytes(run.read_bytes()[:-8])
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert IdentityIndex.as_it_is(tmp_path, "one") is None
     again = IdentityIndex(tmp_path, "one")
     with again.locked():
-        assert again.probe(keys, keys).known.all()
+        assert (again.slice, len(again)) == (0, 0)
+        assert {path.name for path in tmp_path.iterdir()} == {"lock"}
+        again.add(1, winners({(1, 1): 1}))
+        check(again, {(1, 1): (1, 1)})
 
 
-def test_marks_are_what_decides_where_they_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that tests with marks are tests of marks: emptied, they hide what the run has."""
-    monkeypatch.setattr("assets.slices.index.MARKED_FROM", 1)
+def nine_slices(folder: Path) -> None:
+    index = IdentityIndex(folder, "one")
+    with index.locked():
+        for number in range(index.slice + 1, 10):
+            index.add(number, slice_of(np.arange(20 * (number - 1), 20 * number)))
+
+
+SLICES = "import sys, pathlib, tests.assets.slices.test_index as t; t.nine_slices(pathlib.Path(sys.argv[1]))"
+
+
+@pytest.mark.parametrize("reached", [1, 4, 15, 16])
+def test_a_process_that_dies_in_a_slice_leaves_those_before(tmp_path: Path, reached: int) -> None:
+    """Behind the entries (odd) or the run (even) of the first slice, the second, and the eighth, which merges."""
+    command = [sys.executable, "-c", SLICES, str(tmp_path)]
+    armed = {**os.environ, "HEADRACE_CRASH_AT": f"indexing:{reached}"}
+    assert subprocess.run(command, env=armed, check=False).returncode == -signal.SIGKILL
+    reader, whole = IdentityIndex.as_it_is(tmp_path, "one"), (reached - 1) // 2
+    assert (reader.slice if reader else 0) == whole
+    if reader:
+        assert reader.probe(*numbered(np.arange(200))).content.tolist() == list(range(20 * whole))
+    nine_slices(tmp_path)
+    index = IdentityIndex(tmp_path, "one")
+    with index.locked():
+        assert (index.slice, len(index)) == (9, 180)
+        assert index.probe(*numbered(np.arange(200))).content.tolist() == list(range(180))
+    assert len(list(tmp_path.glob("run-*"))) == 2
+
+
+def test_many_hits_are_what_few_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read through a mapping and one by one."""
+    nine_slices(tmp_path)
+    for many in (0, 1000):
+        monkeypatch.setattr("assets.slices.entries.MANY", many)
+        index = IdentityIndex.as_it_is(tmp_path, "one")
+        assert index is not None
+        found = index.probe(*numbered(np.arange(200)))
+        assert found.rows.tolist() == found.offset.tolist() == list(range(180))
+
+
+def test_a_reader_goes_on_with_what_it_opened(tmp_path: Path) -> None:
+    """While the owner merges its runs, or makes the index anew for another table."""
     index = IdentityIndex(tmp_path, "one")
     with index.locked():
         index.add(1, winners({(1, 1): 1, (2, 2): 2}))
-    [marks] = tmp_path.glob("run-*.marks")
-    marks.write_bytes(b"\0" * marks.stat().st_size)
-    again = IdentityIndex(tmp_path, "one")
-    with again.locked():
-        check(again, {})
+    reader = IdentityIndex.as_it_is(tmp_path, "one")
+    assert reader is not None
+    for number in range(2, 10):
+        with index.locked():
+            index.add(number, winners({(3, number): number}))
+    with IdentityIndex(tmp_path, "two").locked():
+        check(reader, {(1, 1): (1, 1), (2, 2): (1, 2)})

@@ -1,5 +1,6 @@
 """Every record has one fate, decided in the commit that lands it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_a_missing_record_lands_nothing(tmp_path: Path) -> None:
     assert rows(local_lake(tmp_path)).is_empty()
 
 
-@pytest.mark.parametrize("damage", ["gone", "behind", "ahead", "torn"])
+@pytest.mark.parametrize("damage", ["gone", "behind", "ahead", "torn", "older"])
 def test_the_index_is_rebuilt_from_the_lake(tmp_path: Path, damage: str) -> None:
     lake, index = local_lake(tmp_path), tmp_path / "index"
     put(tmp_path, records([event(n) for n in range(30)]))
@@ -130,6 +131,11 @@ def test_the_index_is_rebuilt_from_the_lake(tmp_path: Path, damage: str) -> None
             land(lake, tmp_path / "other", slice_of(batch), [batch])
         case "torn":
             (index / "entries.bin").write_bytes((index / "entries.bin").read_bytes()[:-1])
+        case "older":
+            manifest = json.loads((index / "manifest.json").read_text())
+            del manifest["format"]
+            (index / "manifest.json").write_text(json.dumps(manifest))
+            (index / "entries.bin").write_bytes(bytes((index / "entries.bin").stat().st_size))
     put(tmp_path, records([event(n) for n in range(70)], start=60))
     assert rows(lake)["fate"].value_counts().sort("fate").rows() == [("counted", 70), ("duplicate", 60)]
 
