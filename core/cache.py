@@ -79,7 +79,23 @@ class _ExplainedSentinel(SentinelManagedConnection, _Explained):
             raise ConnectionError("no replica follows this master; another may lead") from error
 
 
-class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+class _Pool(BlockingConnectionPool):
+    """Tells the next one who waits where the one who was told about a free connection has given up.
+
+    `asyncio.Condition` of Python 3.11 loses that: the next one waited until its time was over beside a connection that
+    was free.
+    """
+
+    async def get_connection(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().get_connection(*arguments, **options)  # type: ignore[no-untyped-call]
+        except BaseException:
+            async with self._condition:
+                self._condition.notify()
+            raise
+
+
+class _SentinelPool(SentinelConnectionPool, _Pool):
     """Waits for a free connection, and closes its connections to the sentinels with its own."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
@@ -120,7 +136,7 @@ def open_cache(settings: CacheSettings, *, timeout: float = 1.0) -> Redis:
         "timeout": timeout,
     }
     if url.scheme == "redis" and url.hostname:
-        pool = BlockingConnectionPool(
+        pool = _Pool(
             connection_class=_Explained,
             host=url.hostname,
             port=url.port or 6379,

@@ -35,6 +35,8 @@ storage:
         password: {env: HEADRACE_DATABASE_DAGSTER_PASSWORD}
         db_name: dagster
         scheme: postgresql+psycopg2  # SQLAlchemy 2.1 would choose psycopg 3
+        params:  # a server that went silent is noticed, as by `core.database.urls.libpq_dsn`
+          {connect_timeout: 5, keepalives_idle: 10, keepalives_interval: 5, keepalives_count: 3, tcp_user_timeout: 20000}
 run_coordinator:
   module: dagster.core.run_coordinator
   class: QueuedRunCoordinator

@@ -17,7 +17,7 @@ from dagster_postgres import (
     PostgresScheduleStorage,
 )
 from dagster_postgres.utils import pg_url_from_config
-from psycopg2 import Error
+from psycopg2 import Error, extensions
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
@@ -71,7 +71,12 @@ class LastingStorage(DagsterPostgresStorage):
 
 
 def _alive(connection: Any, *_: object) -> None:
-    """A connection that PostgreSQL closed (it was restarted) is replaced before anybody sees it."""
+    """A connection that PostgreSQL closed (it was restarted) is replaced before anybody sees it.
+
+    Of Dagster's: pools of our own, with asyncpg, are of the same class and look after themselves.
+    """
+    if not isinstance(connection, extensions.connection):
+        return
     try:
         with connection.cursor() as cursor:
             cursor.execute("select 1")

@@ -46,5 +46,8 @@ def is_unqueued_retry(run: dg.DagsterRun) -> bool:
 
 
 def queue(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """As Dagster's queue does with a run that is submitted."""
+    """As Dagster's queue does with a run that is submitted; nothing where that happened meanwhile, or a person ended it."""
+    at_last = instance.get_run_by_id(run.run_id)
+    if at_last is None or not is_unqueued_retry(at_last):
+        return
     instance.report_dagster_event(dg.DagsterEvent.job_enqueue(run), run_id=run.run_id)

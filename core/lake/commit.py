@@ -166,9 +166,11 @@ def commit(
             again, done = _look_again(lake, table, transactions, expected, error)
             if done:
                 return int(again.version())
-            # An append depends on nothing but the positions, which stand; delta-rs refuses it all the same where
-            # files were put together meanwhile.
+            # An append depends on nothing but the positions and what the table says of itself (whose topic it is);
+            # delta-rs refuses it all the same where files were put together meanwhile.
             if overwrite or attempt == RETRIES or not isinstance(error, CommitFailedError):
+                raise
+            if _says(again) != _says(handle):
                 raise
             handle = again
     if callers is not handle:
@@ -186,6 +188,11 @@ def _write(
 ) -> None:
     options: Any = {"mode": "append"} if overwrite is None else {"mode": "overwrite", "predicate": overwrite}
     write_deltalake(handle, data, commit_properties=properties, writer_properties=writer, **options)
+
+
+def _says(handle: DeltaTable) -> tuple[object, ...]:
+    said = handle.metadata()
+    return said.id, said.description, said.configuration, handle.schema().to_json()
 
 
 def _look_again(

@@ -62,26 +62,29 @@ def compact(lake: Lake, table: str, *, order: Sequence[str] = ()) -> Compacted:
     handle = lake.open(table)
     if handle is None:
         return Compacted(0, 0)
+    return _cluster(lake, table, handle, order) if order else _bin(lake, table, handle)
+
+
+def _bin(lake: Lake, table: str, handle: DeltaTable) -> Compacted:
     before = handle.version()
     try:
-        done = _cluster(lake, table, handle, order) if order else _bin(handle)
+        done = handle.optimize.compact(
+            target_size=TARGET_BYTES,
+            max_concurrent_tasks=1,
+            writer_properties=WRITER,
+            commit_properties=CommitProperties(max_commit_retries=15),
+        )
     except CommitFailedError:
         lake.forget(table)
-        done = Compacted(0, 0)
-    for version in range(before + 1, handle.version() + 1):
-        # What was durable is replaced by what delta-rs does not fsync. Others' commits among them do no harm.
-        make_durable(lake, table, version)
-    return done
-
-
-def _bin(handle: DeltaTable) -> Compacted:
-    done = handle.optimize.compact(
-        target_size=TARGET_BYTES,
-        max_concurrent_tasks=1,
-        writer_properties=WRITER,
-        commit_properties=CommitProperties(max_commit_retries=15),
-    )
+        return Compacted(0, 0)
+    _make_durable(lake, table, before, handle)
     return Compacted(done["numFilesRemoved"], done["numFilesAdded"])
+
+
+def _make_durable(lake: Lake, table: str, before: int, handle: DeltaTable) -> None:
+    """What was durable is replaced by what delta-rs does not fsync. Others' commits among them do no harm."""
+    for version in range(before + 1, handle.version() + 1):
+        make_durable(lake, table, version)
 
 
 def _cluster(lake: Lake, table: str, handle: DeltaTable, order: Sequence[str]) -> Compacted:
@@ -94,13 +97,18 @@ def _cluster(lake: Lake, table: str, handle: DeltaTable, order: Sequence[str]) -
     writer, removed, added = writer_properties(handle, order[0], level=3), 0, 0
     for files in list(_neighbours(handle, order[1])):
         rows = _sorted(scan_files(lake, table, files["path"]).collect(), order)
-        low, high = int(files["low"][0]), int(files["high"][-1])
+        low, high, before = int(files["low"][0]), int(files["high"][-1]), handle.version()
         if len(rows) != files["records"].sum():
             raise ValueError(
                 f"{table}: the files of slices {low} to {high} hold {len(rows)} rows, not what its log says"
             )
         here = f"{order[1]} >= {low} and {order[1]} <= {high}"
-        commit(lake, table, rows, {}, {}, handle=handle, overwrite=here, writer=writer)
+        try:
+            commit(lake, table, rows, {}, {}, handle=handle, overwrite=here, writer=writer)
+        except CommitFailedError:
+            lake.forget(table)
+            break
+        _make_durable(lake, table, before, handle)
         removed, added = removed + len(files), added + 1
     return Compacted(removed, added)
 
@@ -112,12 +120,13 @@ def _neighbours(handle: DeltaTable, number: str) -> Iterator[pl.DataFrame]:
         pl.DataFrame(handle.get_add_actions(flatten=True))
         .select(
             "path",
-            low=pl.col(f"min.{number}"),
-            high=pl.col(f"max.{number}"),
+            # A file without statistics may hold any value: nothing is replaced beside it.
+            low=pl.col(f"min.{number}").fill_null(0),
+            high=pl.col(f"max.{number}").fill_null(2**62),
             records="num_records",
             bytes="size_bytes",
         )
-        .drop_nulls()
+        .filter(pl.col("records").fill_null(1) > 0)
         .sort("low", "high")
     )
     # A file that shares a value with the one before cannot be replaced without it.

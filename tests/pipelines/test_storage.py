@@ -11,6 +11,7 @@ import pytest
 from dagster._core.instance import InstanceRef
 
 from deploy.servers.postgres import postgres as postgres_server
+from pipelines import storage
 from tests.servers import free_port, running, wait_for
 
 _YAML = """\
@@ -89,3 +90,8 @@ def test_a_connection_that_postgres_closed_is_replaced_before_anybody_sees_it(
         watch.execute(f"select pg_terminate_backend(pid, 5000) {_OTHERS}")
         _ask(instance)
         assert _others(watch).isdisjoint(before)
+
+
+def test_pools_of_our_own_are_not_asked() -> None:
+    """They are of the same class, with another driver, and look after their connections themselves."""
+    storage._alive(object())

@@ -6,7 +6,7 @@ import dagster as dg
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import RETRY_NUMBER_TAG
 
-from sensors.runs import under_way
+from sensors.runs import queue, under_way
 
 TAGS = {"headrace/job": "nothing"}
 RETRY = {**TAGS, RETRY_NUMBER_TAG: "1"}
@@ -45,3 +45,14 @@ def test_other_runs_are_left_to_the_daemon() -> None:
             found = instance.get_run_by_id(run.run_id)
             assert found is not None
             assert found.status is each
+
+
+def test_a_retry_that_a_person_ended_meanwhile_is_not_queued() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        origin = RemoteJobOrigin(CODE_SERVER, "nothing")
+        as_it_was = instance.create_run_for_job(nothing, tags=RETRY, remote_job_origin=origin)
+        instance.report_run_canceled(as_it_was)
+        queue(instance, as_it_was)
+        found = instance.get_run_by_id(as_it_was.run_id)
+        assert found is not None
+        assert found.status is dg.DagsterRunStatus.CANCELED

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -50,12 +51,28 @@ class CacheSuite:
             message = await subscriber.get_message(ignore_subscribe_messages=True, timeout=30)
         assert message["data"] == b"revoked"
 
-    async def test_a_burst_shares_few_connections_and_none_is_refused(self, cache: Redis) -> None:
+    async def test_a_burst_shares_few_connections_and_none_is_refused(
+        self, cache_settings: CacheSettings
+    ) -> None:
+        cache = open_cache(cache_settings, timeout=30)  # how long it takes is no question here
         key = new_id("test")
         name = key.replace("_", "-")
         await asyncio.gather(*(self._count(cache, key, name) for _ in range(300)))
         assert await cache.get(key) == b"300"
         assert 1 <= await self._connections(cache, name) <= CONNECTIONS
+        await cache.aclose()
+
+    async def test_who_waits_is_told_though_the_one_before_gave_up(self, cache: Redis) -> None:
+        pool: Any = cache.connection_pool
+        pool.max_connections = 1
+        held = await pool.get_connection()
+        before, after = (asyncio.ensure_future(cache.get("key")) for _ in range(2))
+        await asyncio.sleep(0.05)  # both wait
+        await pool.release(held)
+        before.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await before
+        assert await after is None
 
     async def _count(self, cache: Redis, key: str, name: str) -> None:
         async with cache.pipeline(transaction=True) as pipe:

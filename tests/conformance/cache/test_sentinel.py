@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from redis.exceptions import RedisError
 
-from core.cache import open_cache
+from core.cache import CONNECTIONS, open_cache
 from core.settings import CacheSettings
 from deploy.component import Component
 from deploy.provision import Programs
@@ -76,7 +76,7 @@ async def test_the_client_follows_the_master(processes: tuple[str, subprocess.Po
     cache = open_cache(CacheSettings(cache_url=url, cache_password=PASSWORD))
     try:
         # More at once than there are connections: here too they wait.
-        await asyncio.gather(*(cache.set("key", b"before") for _ in range(200)))
+        await asyncio.gather(*(cache.set("key", b"before") for _ in range(2 * CONNECTIONS)))
         while not await cache.wait(1, 100):
             await cache.set("key", b"before")
         kill(master)

@@ -9,6 +9,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from deltalake import ColumnProperties, WriterProperties
+from deltalake.exceptions import CommitFailedError
 
 from core.lake import Lake
 from core.lake.commit import commit, create, positions
@@ -107,11 +109,7 @@ def test_files_put_together_are_sorted_and_their_row_groups_say_so(tmp_path: Pat
 
 def test_a_large_file_stays_and_parts_its_neighbours(tmp_path: Path) -> None:
     lake = filled(tmp_path, 3)
-    noise = pl.Series([os.urandom(64).hex() for _ in range(SMALL_BYTES // 60)])
-    large = pl.DataFrame({"slice": 4, "value": 0, "text": noise}).select(
-        pl.col(name).cast(kind) for name, kind in SCHEMA.items()
-    )
-    commit(lake, TABLE, large, {"slice": 4}, {"slice": 3})
+    commit(lake, TABLE, large(4), {"slice": 4}, {"slice": 3})
     append(lake, 5)
     append(lake, 6)
     (stays,) = in_use(lake).filter(pl.col("min.slice") == 4)["path"]
@@ -122,6 +120,43 @@ def test_a_large_file_stays_and_parts_its_neighbours(tmp_path: Path) -> None:
     assert compact(lake, TABLE, order=ORDER) == Compacted(0, 0)
 
 
+def test_nothing_is_replaced_beside_a_file_without_statistics(tmp_path: Path) -> None:
+    """It may hold rows of any slice, which an overwrite by slice would take away."""
+    lake = filled(tmp_path, 2)
+    handle = lake.open(TABLE)
+    assert handle is not None
+    silent = WriterProperties(default_column_properties=ColumnProperties(statistics_enabled="NONE"))
+    commit(lake, TABLE, row(3), {"slice": 3}, {"slice": 2}, writer=silent)
+    append(lake, 4)
+    assert in_use(lake)["min.slice"].null_count() == 1
+    before = rows(lake)
+    assert compact(lake, TABLE, order=ORDER) == Compacted(0, 0)
+    assert rows(lake_in(tmp_path)) == before
+
+
+def test_each_group_is_durable_before_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second group cannot be read; the first one's files and entry of the log are on disk all the same."""
+    lake = filled(tmp_path, 2)
+    commit(lake, TABLE, large(3), {"slice": 3}, {"slice": 2})
+    append(lake, 4)
+    append(lake, 5)
+    broken = in_use(lake).filter(pl.col("min.slice") == 5)["path"][0]
+    Path(broken).unlink()
+    synced, fsync = set[int](), os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with pytest.raises(FileNotFoundError):
+        compact(lake, TABLE, order=ORDER)
+    (first,) = in_use(lake).filter((pl.col("min.slice") == 1) & (pl.col("max.slice") == 2))["path"]
+    assert os.stat(first).st_ino in synced
+
+
 def test_rows_that_the_log_does_not_know_are_an_error(tmp_path: Path) -> None:
     lake = filled(tmp_path, 2)
     path = in_use(lake)["path"][0]
@@ -130,6 +165,17 @@ def test_rows_that_the_log_does_not_know_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="slices 1 to 2 hold 9 rows"):
         compact(lake, TABLE, order=ORDER)
     assert in_use(lake).equals(before)
+
+
+def row(number: int) -> pl.DataFrame:
+    found = pl.DataFrame({"slice": number, "value": "1", "text": "a"})
+    return found.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+
+
+def large(number: int) -> pl.DataFrame:
+    """A slice whose file is not small."""
+    noise = pl.Series([os.urandom(64).hex() for _ in range(SMALL_BYTES // 60)])
+    return row(number).drop("text").join(pl.DataFrame({"text": noise}), how="cross").select(SCHEMA.keys())
 
 
 def in_use(lake: Lake) -> pl.DataFrame:
@@ -193,11 +239,18 @@ def test_an_append_that_a_compaction_overtook_is_written_again(tmp_path: Path) -
     handle = lake.open(TABLE)
     assert compact(lake_in(tmp_path), TABLE, order=ORDER) == Compacted(3, 1)
     for number in (4, 5):
-        frame = pl.DataFrame({"slice": number, "value": "1", "text": "a"}).select(
-            pl.col(name).cast(kind) for name, kind in SCHEMA.items()
-        )
-        commit(lake, TABLE, frame, {"slice": number}, {"slice": number - 1}, handle=handle)
+        commit(lake, TABLE, row(number), {"slice": number}, {"slice": number - 1}, handle=handle)
     assert [row[0] for row in rows(lake_in(tmp_path))] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 5]
+
+
+def test_an_append_is_not_written_again_to_a_table_that_is_of_another_topic_now(tmp_path: Path) -> None:
+    lake = filled(tmp_path, 2)
+    handle, other = lake.open(TABLE), lake_in(tmp_path).open(TABLE)
+    assert other is not None
+    other.alter.set_table_description("made for another test")
+    with pytest.raises(CommitFailedError):
+        commit(lake, TABLE, row(3), {"slice": 3}, {"slice": 2}, handle=handle)
+    assert len(rows(lake_in(tmp_path))) == 6
 
 
 @ORDERS
