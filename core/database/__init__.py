@@ -81,16 +81,20 @@ class Database:
                 self._pin(tenant_id)
 
     @asynccontextmanager
-    async def reader(self) -> AsyncIterator[AsyncConnection]:
+    async def reader(self, *, primary: bool = False) -> AsyncIterator[AsyncConnection]:
         """One read-only transaction. On the replica, unless this tenant wrote here a moment ago or the
         replica is away or too far behind.
+
+        Args:
+            primary: never on the replica: for what other processes write and a caller goes on from.
 
         Raises: as `writer`.
         """
         tenant_id = self._tenant()
         replica = None
         if (
-            self._reader is not None
+            not primary
+            and self._reader is not None
             and self._pinned.get(tenant_id, 0.0) <= time.monotonic()
             and await self._guard.usable()
         ):

@@ -100,7 +100,8 @@ class Attachments:
     async def of(self, principal: Principal, conversation_id: str) -> Sequence[Attachment]:
         """Oldest first. Raises: Problem 404."""
         with tenant(principal.tenant_id or NO_TENANT):
-            async with self._database.reader() as connection:
+            # Another instance may have stored one a moment ago, and the service memory says how far each is.
+            async with self._database.reader(primary=True) as connection:
                 if await store.conversation(connection, Viewer.of(principal), conversation_id) is None:
                     raise not_found("conversation")
                 rows = await connection.execute(

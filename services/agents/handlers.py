@@ -52,7 +52,8 @@ class Agents:
 
     async def get(self, principal: Principal, id_or_slug: str) -> Agent:
         """Raises: Problem 404."""
-        async with self._reader(principal) as connection:
+        # The newest state: its ETag stands for it in the caller's next change.
+        async with self._reader(principal, primary=True) as connection:
             return await existing(connection, id_or_slug)
 
     async def change(
@@ -109,14 +110,14 @@ class Agents:
     async def versions(self, principal: Principal, id_or_slug: str, page: Page) -> dict[str, Any]:
         """Newest first; cursors are numbers. Raises: Problem 404."""
         below = int(page.after) if page.after.isdecimal() and len(page.after) < 10 else None
-        async with self._reader(principal) as connection:
+        async with self._reader(principal, primary=True) as connection:
             found = await existing(connection, id_or_slug)
             listed = await agent_store.versions(connection, found.id, page.fetch, below)
         return listing([schemas.version(one, found.published_version) for one in listed], page)
 
     async def version(self, principal: Principal, id_or_slug: str, number: int) -> schemas.VersionShown:
         """Raises: Problem 404."""
-        async with self._reader(principal) as connection:
+        async with self._reader(principal, primary=True) as connection:
             found = await existing(connection, id_or_slug)
             one = await agent_store.version(connection, found.id, number)
         if one is None:
@@ -167,9 +168,9 @@ class Agents:
                 yield connection
 
     @asynccontextmanager
-    async def _reader(self, principal: Principal) -> AsyncIterator[AsyncConnection]:
+    async def _reader(self, principal: Principal, *, primary: bool = False) -> AsyncIterator[AsyncConnection]:
         with tenant(principal.tenant_id or NO_TENANT):
-            async with self._database.reader() as connection:
+            async with self._database.reader(primary=primary) as connection:
                 yield connection
 
 
@@ -280,8 +281,7 @@ class Conversations:
 
     async def run(self, principal: Principal, run_id: str) -> Run:
         """Raises: Problem 404."""
-        # From the primary: a run that was started a moment ago by another instance must be there.
-        async with self._writer(principal) as connection:
+        async with self._reader(principal) as connection:
             found = await store.run(connection, Viewer.of(principal), run_id)
         if found is None:
             raise not_found("run")
@@ -296,7 +296,7 @@ class Conversations:
 
     async def approvals(self, principal: Principal, run_id: str) -> schemas.Approvals:
         """Raises: Problem 404."""
-        async with self._writer(principal) as connection:
+        async with self._reader(principal) as connection:
             found = await store.run(connection, Viewer.of(principal), run_id)
             if found is None:
                 raise not_found("run")
@@ -354,8 +354,10 @@ class Conversations:
 
     @asynccontextmanager
     async def _reader(self, principal: Principal) -> AsyncIterator[AsyncConnection]:
+        """On the primary: a run that another instance started, and an answer that a client was told of, must be
+        there; who loads the state after a lost stream goes on from it."""
         with tenant(principal.tenant_id or NO_TENANT):
-            async with self._database.reader() as connection:
+            async with self._database.reader(primary=True) as connection:
                 yield connection
 
 
