@@ -19,7 +19,7 @@ import psycopg2
 from deltalake import DeltaTable
 from psycopg2.extras import execute_values
 
-from assets.slices.progress import SLICE, landed_offsets
+from assets.slices.progress import SLICE, landed_from, landed_offsets
 from assets.usage import schema
 from assets.usage.completeness import COLUMNS, COMPLETE, Claim, judge, ranges_json
 from assets.usage.transform import COUNTED
@@ -33,11 +33,15 @@ ROWS_AT_ONCE = 1_000_000
 LOCK = 7_240_003
 """Advisory lock of the one reconciler."""
 STREAMS = 1000
-"""Producers and incarnations of one organisation that are followed in one slice."""
+"""Producers and incarnations of one organisation that are followed one by one in one look, beside those that
+sent checkpoints. Of the others only the slices are known that hold any of them."""
 FORGET = "30 days"
 """After so long no checkpoint comes any more that claims a record."""
 
 STREAM = ("tenant", "producer", "incarnation")
+REST = ""
+"""Producer in `usage_producer_slice` that stands for all that are not followed: none has this name."""
+LAST_SEQUENCE = (1 << 53) - 1
 Key = tuple[str, str, str]
 Ends = Callable[[], tuple[str, Mapping[int, int]]]
 """Id of the topic, and where the log ends now."""
@@ -87,7 +91,6 @@ def reconcile(lake: Lake, database: DatabaseSettings, ends: Ends) -> Reconciled:
             if before < last:
                 for low, high in spans(events, "slice", before + 1, last, rows=ROWS_AT_ONCE):
                     _take(cursor, _news(lake, events, low, high), ends, done)
-                _judge(cursor, lake, events, done)
                 cursor.execute(
                     "insert into usage_reconciled (table_id, slice) values (%s, %s) "
                     "on conflict (table_id) do update set slice = excluded.slice",
@@ -99,6 +102,7 @@ def reconcile(lake: Lake, database: DatabaseSettings, ends: Ends) -> Reconciled:
                     "(select max(last_received) from usage_producer) - %s::interval",
                     (FORGET,),
                 )
+            _judge(cursor, lake, events, ends, done)
             cursor.execute(
                 "select count(*), coalesce(sum(missing_events), 0)::bigint from usage_checkpoint "
                 "where state in ('incomplete', 'different')"
@@ -120,10 +124,10 @@ def _news(lake: Lake, events: DeltaTable, low: int, high: int) -> pl.DataFrame:
 
 def _take(cursor: Any, news: pl.DataFrame, ends: Ends, done: Reconciled) -> None:
     """Write down what is new: records by stream and slice, claims, and which checkpoints they concern."""
-    numbered = _followed(news.filter(pl.col("sequence").is_not_null()))
-    if len(numbered):
-        _note_records(cursor, numbered)
     claims = news.filter((pl.col("kind") == schema.CHECKPOINT) & (pl.col("fate") == COUNTED))
+    numbered = news.filter(pl.col("sequence").is_not_null())
+    if len(numbered):
+        _note_records(cursor, _followed(cursor, numbered, claims))
     if len(claims):
         done.checkpoints += _note_claims(cursor, claims, ends)
     voids = news.filter((pl.col("kind") == schema.VOID) & (pl.col("fate") == COUNTED))
@@ -139,10 +143,39 @@ def _take(cursor: Any, news: pl.DataFrame, ends: Ends, done: Reconciled) -> None
         )
 
 
-def _followed(numbered: pl.DataFrame) -> pl.DataFrame:
-    """Without what is beyond `STREAMS` of one organisation."""
-    streams = numbered.select(STREAM).unique().sort(STREAM).group_by("tenant").head(STREAMS)
-    return numbered.join(streams, on=STREAM, how="semi")
+def _followed(cursor: Any, numbered: pl.DataFrame, claims: pl.DataFrame) -> pl.DataFrame:
+    """Records of the streams that are followed; where the others lie is written down."""
+    streams = numbered.select(STREAM).unique().sort(STREAM)
+    first = streams.group_by("tenant", maintain_order=True).head(STREAMS)
+    if len(first) == len(streams):
+        return numbered
+    cursor.execute(
+        "select distinct tenant_id, producer, incarnation from usage_checkpoint where tenant_id = any(%s)",
+        (streams["tenant"].unique().to_list(),),
+    )
+    said = {(row["tenant"], *_stream(json.loads(row["data"]))) for row in claims.iter_rows(named=True)}
+    claimed = pl.DataFrame(
+        sorted({*cursor.fetchall(), *said}),
+        schema={name: streams.schema[name] for name in STREAM},
+        orient="row",
+    )
+    followed = pl.concat([first.select(STREAM), claimed])
+    rest = (
+        numbered.join(followed, on=STREAM, how="anti")
+        .group_by("tenant", "slice")
+        .agg(pl.col("received").max())
+    )
+    execute_values(
+        cursor,
+        "insert into usage_producer_slice (tenant_id, producer, incarnation, slice, first_sequence, last_sequence, received) "
+        "values %s on conflict (tenant_id, producer, incarnation, slice) do nothing",
+        [(tenant, REST, "", number, 1, LAST_SEQUENCE, received) for tenant, number, received in rest.rows()],
+    )
+    return numbered.join(followed, on=STREAM, how="semi")
+
+
+def _stream(said: Mapping[str, Any]) -> tuple[str, str]:
+    return said["producer"], said.get("incarnation", "")
 
 
 def _note_records(cursor: Any, numbered: pl.DataFrame) -> None:
@@ -195,7 +228,7 @@ def _note_claims(cursor: Any, claims: pl.DataFrame, ends: Ends) -> int:
         said = json.loads(row["data"])
         checkpoint = f"uck_{derived_id('usage.checkpoint', row['topic_id'], str(row['partition']), str(row['offset']))}"
         rows.append((
-            row["tenant"], checkpoint, said["producer"], said.get("incarnation", ""), said["first"], said["last"],
+            row["tenant"], checkpoint, *_stream(said), said["first"], said["last"],
             said["hash"], row["received"], row["slice"], due,
         ))  # fmt: skip
     execute_values(
@@ -203,7 +236,8 @@ def _note_claims(cursor: Any, claims: pl.DataFrame, ends: Ends) -> int:
         "insert into usage_checkpoint (tenant_id, id, producer, incarnation, first_sequence, last_sequence, hash, received, "
         "slice, due, slices) select v.*, array("
         "  select s.slice from usage_producer_slice s "
-        "  where (s.tenant_id, s.producer, s.incarnation) = (v.tenant_id, v.producer, v.incarnation) "
+        "  where ((s.tenant_id, s.producer, s.incarnation) = (v.tenant_id, v.producer, v.incarnation) "
+        f"  or (s.tenant_id, s.producer) = (v.tenant_id, '{REST}')) "
         "  and s.last_sequence >= v.first and s.first_sequence <= v.last "
         # What was claimed before is known by its checkpoint only.
         "  union select unnest(c.slices) from usage_checkpoint c "
@@ -229,13 +263,17 @@ def _note_claims(cursor: Any, claims: pl.DataFrame, ends: Ends) -> int:
     return len(rows)
 
 
-def _judge(cursor: Any, lake: Lake, events: DeltaTable, done: Reconciled) -> None:
+def _judge(cursor: Any, lake: Lake, events: DeltaTable, ends: Ends, done: Reconciled) -> None:
     """Judge every checkpoint that waits and whose events are due."""
     cursor.execute(
         "select tenant_id, id, producer, incarnation, first_sequence, last_sequence, hash, slices, due, named_at "
         "from usage_checkpoint where state = 'waiting' order by slice, id"
     )
-    waiting = [row for row in cursor.fetchall() if _is_due(events, row[8])]
+    found = cursor.fetchall()
+    others = {row[8]["topic_id"] for row in found} - {landed_from(events)}
+    # Of a topic that is no more nothing comes; of one made anew all will, once somebody accepted it.
+    gone = others - {ends()[0]} if others else others
+    waiting = [row for row in found if row[8]["topic_id"] in gone or _is_due(events, row[8])]
     by_stream: dict[Key, list[Any]] = {}
     for row in waiting:
         by_stream.setdefault((row[0], row[2], row[3]), []).append(row)

@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from assets.slices.progress import made_from
+from assets.usage import producers, schema
 from assets.usage.completeness import ROWS, Claim, judge, ranges
 from assets.usage.landing import land
 from assets.usage.producers import Reconciled, reconcile
@@ -58,7 +60,7 @@ class Log:
 
     def __init__(self, folder: Path, database: DatabaseSettings) -> None:
         self._folder, self._database, self.lake = folder, database, local_lake(folder)
-        self.ends, self._landed = {0: 0, 1: 0}, {0: 0, 1: 0}
+        self.ends, self.topic_id = {0: 0, 1: 0}, TOPIC_ID
         self._waiting: dict[int, list[Record]] = {0: [], 1: []}
 
     def write(self, values: Sequence[bytes | UsageEvent], partition: int = 0) -> None:
@@ -68,14 +70,29 @@ class Log:
 
     def carry(self, *partitions: int) -> Reconciled:
         """Land what waits in these partitions (all where none is named), and reconcile."""
+        self.land(*partitions)
+        return self.reconcile()
+
+    def land(self, *partitions: int) -> None:
         batches = [self._waiting.pop(p) for p in partitions or (0, 1) if self._waiting.get(p)]
         self._waiting = {0: [], 1: []} | self._waiting
         if batches:
-            land(self.lake, self._folder / "index", slice_of(*batches), batches)
-        return self.reconcile()
+            piece = slice_of(*batches, topic_id=self.topic_id)
+            land(self.lake, self._folder / "index", piece, batches)
+
+    def make_anew(self, topic_id: str) -> None:
+        """Delete the topic with all that did not land of it."""
+        self.topic_id, self.ends, self._waiting = topic_id, {0: 0, 1: 0}, {0: [], 1: []}
+
+    def accept(self) -> None:
+        """What accepting the incident does to the table."""
+        table = self.lake.open(schema.EVENTS)
+        assert table is not None
+        table.alter.set_table_description(made_from(self.topic_id))
+        self.lake.forget(schema.EVENTS)
 
     def reconcile(self) -> Reconciled:
-        return reconcile(self.lake, self._database, lambda: (TOPIC_ID, self.ends))
+        return reconcile(self.lake, self._database, lambda: (self.topic_id, self.ends))
 
     def checkpoints(self) -> list[tuple[Any, ...]]:
         return query(
@@ -130,6 +147,35 @@ def test_a_checkpoint_waits_for_all_that_was_sent_before_it(log: Log) -> None:
     assert (log.checkpoints()[0][3], done.open, done.judged, done.named) == ("complete", 0, 1, [])
 
 
+def test_what_waited_for_a_topic_that_is_no_more_is_judged(log: Log) -> None:
+    """Once its successor was accepted; until then, more of the old one may be what is looked for."""
+    sent = [event(n) for n in range(1, 11)]
+    log.write(sent[:5])
+    log.write([*sent[5:8], checkpoint(sent)], partition=1)
+    log.carry(1)
+    log.make_anew("topic-2")
+    assert (log.reconcile().judged, log.checkpoints()[0][3]) == (0, "waiting")
+    log.accept()
+    done = log.reconcile()
+    assert log.checkpoints()[0][3:5] == ("incomplete", [[1, 5], [9, 10]])
+    assert (done.open, done.missing, len(done.named)) == (1, 7, 1)
+    log.write(sent)
+    done = log.carry()
+    assert (log.checkpoints()[0][3], done.open, done.closed) == ("complete", 0, 1)
+
+
+def test_a_checkpoint_that_was_read_beside_a_topic_made_anew_waits_for_that(log: Log) -> None:
+    sent = [event(n) for n in range(1, 6)]
+    log.write([*sent[:4], checkpoint(sent)])
+    log.land()
+    log.make_anew("topic-2")
+    log.write([sent[4]])
+    assert (log.reconcile().judged, log.checkpoints()[0][3]) == (0, "waiting")
+    log.accept()
+    assert log.carry().named == []
+    assert log.checkpoints()[0][3] == "complete"
+
+
 @pytest.mark.parametrize("incarnations", [("a", "b"), ("", "")])
 def test_a_restart_raises_no_alarm(log: Log, incarnations: tuple[str, str]) -> None:
     """Numbers begin again, or go on behind a hole; what was sent and not claimed when it died is never missing,
@@ -178,6 +224,30 @@ def test_what_never_arrived_at_all_is_named_too(log: Log, empty: DatabaseSetting
     log.write(sent)
     log.carry()
     assert log.checkpoints()[0][3] == "complete"
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "checkpoints later"])
+def test_a_thousand_and_one_lives_raise_no_alarm(
+    log: Log, empty: DatabaseSettings, monkeypatch: pytest.MonkeyPatch, *, later: bool
+) -> None:
+    """Of an organisation with more streams than are followed, each claim is judged by all rows that landed."""
+    lives = 1001
+    if later:  # the same, without a read of the lake for each of a thousand
+        lives, limit = 7, 5
+        monkeypatch.setattr(producers, "STREAMS", limit)
+    sent = [[event(n, incarnation=f"{life:04}") for n in (1, 2, 3)] for life in range(lives)]
+    other = [event(n, tenant="org_b") for n in (1, 2)]
+    log.write([one for events in sent[:-1] for one in events] + sent[-1][:2] + other)
+    claims = [checkpoint(events) for events in (*sent[-10:], other)]
+    if later:
+        log.carry()
+    log.write(claims, partition=1)
+    done = log.carry()
+    assert (done.judged, done.open, done.missing) == (len(claims), 1, 1)
+    assert [row[3:5] for row in log.checkpoints()[-1:]] == [("incomplete", [[3, 3]])]
+    log.write([sent[-1][2], *(one for events in sent[:-1] for one in events)])
+    assert log.carry().open == 0
+    assert query(empty, "select count(*) from usage_checkpoint where state <> 'complete'") == [(0,)]
 
 
 @pytest.mark.parametrize(
