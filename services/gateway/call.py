@@ -102,7 +102,7 @@ class Call:
             added.append((_PRINCIPAL, header.encode()))
             limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
             await self._admit(window_name(principal.tenant_id, principal.subject), limit)
-            if route.tokens and method == "POST":
+            if route.uses_tokens(method, scope["raw_path"]):
                 await self._admit_tokens(principal, length, added)
         if length and int(length) > route.max_body:
             raise too_large(route.max_body)

@@ -35,6 +35,10 @@ class Route:
     tokens: bool = False
     """Calls of a model: they share the tokens a minute of the caller's organisation."""
 
+    def uses_tokens(self, method: str, raw_path: bytes) -> bool:
+        """Whether the request may make a model answer; ending an answer must work at the limit too."""
+        return self.tokens and method == "POST" and not raw_path.endswith(b"/cancel")
+
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route("/api/v1/auth", "users", ("POST",), public=True, metered=False, max_body=16 * KIB, per_address=60),

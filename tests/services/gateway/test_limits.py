@@ -217,3 +217,6 @@ async def test_calls_of_models_are_limited_by_tokens(gateway: Running, http: aio
     assert await chat() == (503, "unavailable", "499")
     assert (await chat())[0] == 503
     assert await chat() == (429, "rate_limit_exceeded", "0")
+    # What costs tokens can still be ended.
+    async with http.post(f"{gateway.address}/v1/responses/resp_1/cancel", headers=bearing(key)) as answer:
+        assert (await answer.json())["error"]["code"] == "unavailable"
