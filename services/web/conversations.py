@@ -65,11 +65,18 @@ async def begin(person: Person) -> Response:
 async def show(person: Person) -> Response:
     name = segment(person.request.path_params["id"])
     found = await person.call("GET", f"/api/v1/conversations/{name}")
+    # A run goes on behind the latest message: under earlier ones its answer would stand in the wrong place.
+    is_latest = not cursor(person)
+    # Before the messages: the answer of a run that ends meanwhile is among them then.
+    live = await _live(person, name) if is_latest else {}
     messages = await person.call(
         "GET", f"/api/v1/conversations/{name}/messages", params={**window(person, 100), "order": "desc"}
     )
-    # A run goes on behind the latest message: under earlier ones its answer would stand in the wrong place.
-    is_latest = not cursor(person)
+    run = live.get("run")
+    if run is not None and any(
+        one["role"] == "assistant" and one["run_id"] == run["id"] for one in listed(messages)
+    ):
+        live |= {"run": None, "question": None}
     return page(
         person,
         "conversation.html",
@@ -77,7 +84,7 @@ async def show(person: Person) -> Response:
         messages=listed(messages)[::-1],
         earlier=behind(messages),
         is_latest=is_latest,
-        **(await _live(person, name) if is_latest else {}),
+        **live,
     )
 
 

@@ -52,8 +52,9 @@ def conversation(number: int) -> dict[str, Any]:
     }
 
 
-def message(number: int) -> dict[str, Any]:
-    return {"id": f"msg_{number:03d}", "role": "user", "text": f"word {number:03d}", "citations": []}
+def message(number: int, role: str = "user", run: str | None = None) -> dict[str, Any]:
+    said = {"id": f"msg_{number:03d}", "role": role, "text": f"word {number:03d}", "citations": []}
+    return {**said, "run_id": run}
 
 
 def document(number: int, state: str = "indexed") -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
 from sqlalchemy import text
 
 from core.database import Database, tenant
@@ -161,6 +162,31 @@ async def test_what_goes_on_stands_under_the_latest_messages_only(
     back = f'<a href="/conversations/conv_001">{LANGUAGES["en"]["latest"]}</a>'
     assert back in earlier
     assert back not in latest
+
+
+class Ending(ListsDouble):
+    """A run ends between the two lists that its conversation's page reads, whichever comes first."""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        answer = await super().answer(request)
+        if request.path in {f"{TALK}/messages", f"{TALK}/runs"} and len(self.lists[f"{TALK}/messages"]) == 1:
+            self.lists[f"{TALK}/messages"].insert(0, message(2, "assistant", "run_1"))
+            self.lists[f"{TALK}/runs"] = [{"id": "run_1", "status": "completed"}]
+        return answer
+
+
+async def test_an_answer_that_ends_while_the_page_loads_is_on_it_once(
+    site: Site, browser: Browser, email: str
+) -> None:
+    double = Ending()
+    double.things[TALK] = conversation(1)
+    double.lists[f"{TALK}/messages"] = [message(1, "user", "run_1")]
+    double.lists[f"{TALK}/runs"] = [{"id": "run_1", "status": "running"}]
+    async with double.serving(site.lists_port):
+        await browser.sign_in(email)
+        shown = (await browser.get("/conversations/conv_001")).text
+    assert re.findall(r"word (\d+)", shown) == ["001", "002"]
+    assert 'data-run=""' in shown, "its stream would tell it a second time"
 
 
 async def test_a_cursor_is_text_wherever_it_is_shown(browser: Browser, lists: ListsDouble) -> None:
