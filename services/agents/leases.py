@@ -19,7 +19,9 @@ from services.agents.notes import Identity
 from services.agents.store import TOTALS, totals_of
 
 HISTORY: Final = 200
-"""Messages of a conversation that a run is given; the loop takes as many as its model can hold."""
+"""Messages of a conversation's earlier turns that a run is given, the newest, and before them all that the
+conversation was opened with. Nothing shortens them to what the model holds: beyond it a run fails
+(`context_too_long`)."""
 
 _FIRST: Final = """
           not exists (
@@ -50,9 +52,11 @@ _CLAIM: Final = text(
 _HISTORY: Final = text(
     """
     select id, role, text, citations::text as citations from (
-        select * from message where tenant_id = :tenant and conversation_id = :conversation and turn < :turn
-        order by turn desc, place desc limit :limit
-    ) latest order by turn, place
+        (select * from message where tenant_id = :tenant and conversation_id = :conversation
+            and turn > 0 and turn < :turn order by turn desc, place desc limit :limit)
+        union all
+        select * from message where tenant_id = :tenant and conversation_id = :conversation and turn = 0
+    ) given order by turn, place
     """
 )
 

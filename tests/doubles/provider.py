@@ -18,6 +18,7 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     slow             words every 30 ms; `slow=200` for 200 of them
     calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer; `calls=NAME:JSON` with
                      these arguments, `calls=NAME,NAME` several in one turn
+    told             what it was asked, as JSON: `messages` of role and text, `temperature`, `max_tokens`
     half             half a surrogate in its text, then a call of the calculator, then an answer
     recorded=FILE    the reply of a cassette in agents/otel_cassettes
     thinking:REST    as REST, with `THOUGHTS` before its text and once more within it, and with details of usage
@@ -134,7 +135,7 @@ class ProviderDouble:
             return await self._replay(request, behaviour.removeprefix("recorded="))
         asked = schemas.completion(body)
         thinks, behaviour = behaviour.startswith("thinking:"), behaviour.removeprefix("thinking:")
-        answer = self._answer(asked, behaviour)
+        answer = told(body) if behaviour == "told" else self._answer(asked, behaviour)
         if not asked.stream:
             return web.json_response(chat.whole(asked, answer))
         seconds = TOKEN_SECONDS if behaviour.startswith(("slow", "held")) else self.word_seconds
@@ -290,6 +291,15 @@ class ProviderDouble:
         )
         await send("message_stop")
         return answer
+
+
+def told(body: dict[str, Any]) -> Reply:
+    """What reached the model, for a test that sees only the answer."""
+    asked = schemas.completion(body)
+    messages = [(one.role, one.text) for one in schemas.messages_of(asked)]
+    most = body.get("max_completion_tokens", body.get("max_tokens"))
+    seen = {"messages": messages, "temperature": body.get("temperature"), "max_tokens": most}
+    return Reply(json.dumps(seen))
 
 
 async def halved(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

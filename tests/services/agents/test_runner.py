@@ -17,7 +17,7 @@ from services.agents import schemas
 from services.agents.handlers import Conversations
 from services.agents.journal import Journal
 from services.agents.metering import Tokens
-from services.agents.model import Outcome, RunContext
+from services.agents.model import Outcome, Role, RunContext
 from services.agents.runner import Runner
 from services.agents.saved import SavedCut, SavedTurn, encode
 from services.common.errors import Problem
@@ -168,6 +168,27 @@ async def test_runs_of_a_conversation_go_one_after_another(arena: Arena, asker: 
     answers = await asker.answers()
     question = "steps=1 history=1"
     assert answers[rows[2].id] == f"{question}||{question}|{answers[rows[1].id]}"
+
+
+async def test_a_run_is_given_what_its_conversation_was_opened_with_and_the_newest_turns(
+    arena: Arena, asker: Asker
+) -> None:
+    prior: list[tuple[Role, str]] = [("system", "Be brief."), *[("user", f"p{n}") for n in range(250)]]
+    first = await asker.ask("steps=1 history=1", prior=prior)
+    async with here(arena):
+        await until(lambda: all_ended(asker))
+        assert (await asker.answers())[first.run_id].split("|") == [text for _, text in prior]
+        # Turn 1 has a question and an answer; 250 more make it as long as many turns.
+        await asker.execute(
+            "insert into message (tenant_id, id, conversation_id, turn, place, role, text)"
+            " select :t, 'msg_' || n, :c, 1, 10 + n, 'user', 'm' || n from generate_series(0, 249) n",
+            t=asker.tenant_id,
+            c=first.conversation_id,
+        )
+        second = await asker.ask("steps=1 history=1", conversation_id=first.conversation_id)
+        await until(lambda: all_ended(asker))
+    given = (await asker.answers())[second.run_id].split("|")
+    assert given == [text for _, text in prior] + [f"m{n}" for n in range(50, 250)]
 
 
 async def test_a_draining_instance_hands_its_runs_over_at_once(arena: Arena, asker: Asker) -> None:

@@ -12,7 +12,7 @@ from tests.services.agents.openai.conftest import Platform
 ASK: Any = [{"role": "user", "content": "Say something"}]
 
 
-async def _agent(platform: Platform, key: str, slug: str, model: str) -> None:
+async def make_agent(platform: Platform, key: str, slug: str, model: str) -> None:
     body = {"slug": slug, "name": slug, "model": model, "instructions": "Answer."}
     async with (
         aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http,
@@ -22,7 +22,7 @@ async def _agent(platform: Platform, key: str, slug: str, model: str) -> None:
 
 
 async def test_1_models_and_embeddings(platform: Platform, client: AsyncOpenAI, key: str) -> None:
-    await _agent(platform, key, "helper", "double/slow=5")
+    await make_agent(platform, key, "helper", "double/slow=5")
     names = [model.id async for model in await client.models.list()]
     assert {"local/local-extractive", "agent:helper"} <= set(names)
     assert (await client.models.retrieve("agent:helper")).owned_by == "headrace"
@@ -116,7 +116,7 @@ async def test_1_over_the_limit(platform: Platform) -> None:
 
 
 async def test_streams_say_that_they_are_alive_while_a_model_is_silent(platform: Platform, key: str) -> None:
-    await _agent(platform, key, "silent", "double/hang")
+    await make_agent(platform, key, "silent", "double/hang")
     asked = {"model": "agent:silent", "stream": True}
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http:
         for path, words in (
@@ -135,7 +135,7 @@ async def test_streams_say_that_they_are_alive_while_a_model_is_silent(platform:
 
 
 async def test_an_agent_answers_as_a_chat(platform: Platform, client: AsyncOpenAI, key: str) -> None:
-    await _agent(platform, key, "talker", "double/slow=8")
+    await make_agent(platform, key, "talker", "double/slow=8")
     text = " ".join(f"word{n}" for n in range(8))
     raw = await client.chat.completions.with_raw_response.create(model="agent:talker", messages=ASK)
     assert raw.headers["x-run-id"].startswith("run_")
