@@ -24,19 +24,16 @@ def conservation(platform: Platform) -> dg.AssetCheckResult:
         return dg.AssetCheckResult(passed=True, metadata={"landed": 0})
     found = evidence(lake, first, last)
     frame = found.conservation
-    verdict = gates.conservation(frame)
-    verdict.problems.extend(gates.contiguous(frame, published_offsets(platform.database, lake)))
-    verdict.problems.extend(gates.billed(found.billed))
-    verdict.problems.extend(gates.voided(found.voids))
-    sums = {name: int(frame[name].sum()) for name in ("counted", "duplicates", "quarantined", "rejected")}
+    offsets = published_offsets(platform.database, lake)
+    problems = gates.problems(found) + gates.contiguous(frame, offsets)
+    names = ("landed", "counted", "duplicates", "quarantined", "rejected")
     return dg.AssetCheckResult(
-        passed=verdict.holds,
+        passed=not problems,
         severity=dg.AssetCheckSeverity.ERROR,
-        description="; ".join(verdict.problems[:5]) or None,
+        description="; ".join(problems[:5]) or None,
         metadata={
-            "landed": verdict.landed,
-            **sums,
-            "problems": dg.MetadataValue.json(verdict.problems[:100]),
+            **{name: int(frame[name].sum()) for name in names},
+            "problems": dg.MetadataValue.json(problems[:100]),
         },
     )
 

@@ -1,0 +1,92 @@
+"""The jobs of usage as Dagster runs them: the gate stops what comes after, and every asset says figures that plot."""
+
+from typing import Any
+
+import dagster as dg
+import pytest
+from pydantic import SecretStr
+
+from assets.usage import schema
+from assets.usage.progress import next_slice
+from assets.usage.rollup import roll_up
+from pipelines.definitions import defs
+from tests.assets.usage.conftest import local_site
+from tests.assets.usage.lake import event
+from tests.assets.usage.site import Site
+
+__all__ = ["local_site"]
+
+CARRIED = ["usage_events", "usage_hourly", "usage_daily", "usage_cells", "usage_producers"]
+"""By one run, in this order."""
+
+
+@pytest.fixture
+def site(local_site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """An empty installation that the environment names, as a run finds it."""
+    for settings in (local_site.database, local_site.eventlog, local_site.objects):
+        for name, value in settings:
+            if value is not None:
+                said = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+                monkeypatch.setenv(f"HEADRACE_{name.upper()}", said)
+    monkeypatch.setenv("HEADRACE_STATE_DIR", str(local_site.state))
+    return local_site
+
+
+def run(name: str, config: dict[str, Any] | None = None, *, good: bool = True) -> dg.ExecuteInProcessResult:
+    """A job of the code location, whole."""
+    done = defs.resolve_job_def(name).execute_in_process(run_config=config, raise_on_error=good)
+    assert done.success is good
+    return done
+
+
+def carry(site: Site, *, good: bool = True) -> dg.ExecuteInProcessResult:
+    """The next slice as the sensor asks for it; without anything to land what an earlier run left."""
+    piece = next_slice(site.lake(), site.eventlog, site.database, schema.TOPIC, schema.EVENTS)
+    ranges = {} if piece is None else {str(p): list(both) for p, both in piece.ranges.items()}
+    config = {"topic_id": "" if piece is None else piece.topic_id, "ranges": ranges}
+    return run("usage_slice", {"ops": {"usage_events": {"config": config}}}, good=good)
+
+
+def made(done: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """Assets that were materialised, with the values of their metadata."""
+    found = {}
+    for each in done.get_asset_materialization_events():
+        said = each.step_materialization_data.materialization
+        found[said.asset_key.to_user_string()] = {name: item.value for name, item in said.metadata.items()}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "problem"),
+    [("fate", "counted", "have a fate"), ("cell", "quantity", "the cells hold")],
+)
+def test_a_red_conservation_stops_the_run_and_publishes_nothing(
+    site: Site, kind: str, column: str, problem: str
+) -> None:
+    """2, point 9: by the job itself. Nothing follows until the table holds what landed."""
+    site.send([event(1), event(2)])
+    assert list(made(carry(site))) == CARRIED
+    cells, publications = site.cells(), site.sql("select * from usage_publication")
+    site.send([event(3), event(3), b"bad"])
+    site.land()
+    _roll_up_and_tamper(site, kind, column)
+    site.send([event(5)])
+    for _ in range(2):  # a retry is as red
+        done = carry(site, good=False)
+        (check,) = done.get_asset_check_evaluations()
+        assert (check.check_name, check.passed, check.blocking) == ("conservation", False, True)
+        assert problem in (check.description or "")
+        assert list(made(done)) == CARRIED[:2]
+        assert (site.cells(), site.sql("select * from usage_publication")) == (cells, publications)
+    # The table made anew from what landed.
+    site.lake().drop(schema.HOURLY)
+    assert list(made(carry(site))) == CARRIED
+    assert site.sql("select slice from usage_publication order by 1") == [(1,), (3,)]
+    assert site.sql("select sum(landed), sum(counted) from usage_conservation") == [(6, 4)]
+
+
+def _roll_up_and_tamper(site: Site, kind: str, column: str) -> None:
+    lake = site.lake()
+    roll_up(lake)
+    handle: Any = lake.open(schema.HOURLY)
+    handle.update(updates={column: f"{column} + 1"}, predicate=f"kind = '{kind}' and slice = 2")
