@@ -38,12 +38,8 @@ SECOND_LANE = {"deploy", "e2e", "services"}
 """Folders that take about half of the time of all."""
 
 
-def pytest_report_collectionfinish() -> list[str]:
-    """Third-party inputs that the project does not ship: tests on them are collected only where they are."""
-    return real_data.left_out()
-
-
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(real_data)
     config.addinivalue_line(
         "markers", "stack: needs the real servers; set by itself from the fixtures a test names"
     )

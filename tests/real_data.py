@@ -1,12 +1,19 @@
-"""Inputs that the project does not ship: used where they are, named once where they are not."""
+"""Inputs that the project does not ship: used where they are, named once where they are not.
+
+The hooks below make this module a plugin of pytest, registered by `conftest.py`.
+"""
 
 import os
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("HEADRACE_DATA", REPOSITORY.parent / "shared" / "data"))
 
 _ABSENT: set[str] = set()
+_OF_A_LANE = "headrace_absent"
 
 
 def real_data(*relative: str) -> Path | None:
@@ -31,3 +38,26 @@ def left_out() -> list[str]:
     if not _ABSENT:
         return []
     return [f"left out, because {DATA} does not have it: tests on {', '.join(sorted(_ABSENT))}"]
+
+
+def pytest_report_collectionfinish() -> list[str]:
+    """What a run without lanes says."""
+    return left_out()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A lane of `make test` prints nothing itself: it tells the process that started it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_OF_A_LANE] = sorted(_ABSENT)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _ABSENT.update(getattr(node, "workeroutput", {}).get(_OF_A_LANE, ()))  # one that crashed has no output
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What a run with lanes says: it collects nothing itself, so the first hook is never called there."""
+    if config.pluginmanager.hasplugin("dsession"):
+        for line in left_out():
+            terminalreporter.write_line(line)
