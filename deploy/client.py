@@ -26,6 +26,8 @@ TENANT_SCOPES = (
 )
 RETRIED = frozenset({408, 429, 502, 503, 504})
 """What a platform that restarts, or asks for patience, answers. Every call made here is safe to repeat."""
+SPARE_SECONDS = 60.0
+"""An access token is renewed so long before it ends: as long as one call is repeated."""
 
 
 class ApiError(Exception):
@@ -170,15 +172,21 @@ class Operator:
             keys_file,
         )
         self._client: Client | None = None
+        self._good_until = 0.0
 
     def client(self) -> Client:
-        """Calls as the owner; logs in the first time."""
-        if self._client is None:
+        """Calls as the owner. Logs in where the last login is about to end: an import may take hours, an access
+        token lives for minutes. So ask for it anew instead of keeping it."""
+        if self._client is None or time.monotonic() >= self._good_until:
+            asked = time.monotonic()
             with Client(self.gateway_url) as anonymous:
                 answer = anonymous.post(
                     "/api/v1/auth/login", {"email": self._email, "password": self._password}
                 )
+            if self._client is not None:
+                self._client.close()
             self._client = Client(self.gateway_url, answer["access_token"])
+            self._good_until = asked + float(answer["expires_in"]) - SPARE_SECONDS
         return self._client
 
     def find_tenant(self, slug: str) -> str | None:

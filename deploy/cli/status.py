@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(rows)
         return 0
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         colour = {"ready": "green", "stopped": "dim"}.get(row["state"], "red")
         table.add_row(
             row["name"], f"[{colour}]{row['state']}[/]", row["address"], str(row["pid"] or ""),
-            f"{row['rss_mb']:.0f} MB", (row["since"] or "")[:19].replace("T", " "), str(row["restarts"]), row["reason"],
+            f"{row['rss_mb']:.0f} MB", (row["since"] or "")[:19].replace("T", " "), str(row["restarts"]), escape(row["reason"]),
         )  # fmt: skip
     console = Console()
     if not console.is_terminal:

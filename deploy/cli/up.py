@@ -115,7 +115,8 @@ def _detached(arguments: argparse.Namespace, folder: Path) -> int:
         argv += ["--replicas", f"{name}={count}"]
     log = folder / "logs" / "launcher.log"
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log.unlink(missing_ok=True)
+    if not run.locked():
+        log.unlink(missing_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -29,6 +29,9 @@ _COMMON = (
     "-c", "wal_level=replica", "-c", "max_slot_wal_keep_size=2GB",
     # the default of 5 s is how long a replica stands still after the primary is back
     "-c", "wal_retrieve_retry_interval=500ms",
+    # The default of 60 s is how long a replica whose primary is gone without a word believes that it is current;
+    # answers may be ten behind (`core.database.Database`).
+    "-c", "wal_receiver_timeout=5s",
 )  # fmt: skip
 
 

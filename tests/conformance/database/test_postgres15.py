@@ -1,6 +1,11 @@
 """PostgreSQL 15 with its streaming replica."""
 
 import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -106,37 +111,61 @@ async def test_the_writing_host_of_several_is_found(postgres15: DatabaseSettings
     await system.close()
 
 
+@asynccontextmanager
+async def pair(
+    programs: Programs, folder: Path
+) -> AsyncIterator[tuple[Database, Database, subprocess.Popen[bytes]]]:
+    """A primary and its replica: the application that reads there, the system, the replica's process."""
+    port, replica_port = free_port(), free_port()
+    primary = postgres_stack.primary(folder, port, "0123456789abcdef", binaries=programs.postgres)
+    with running(primary, folder / "primary.log"):
+        replica = postgres_stack.replica(
+            folder, replica_port, port, superuser_password="0123456789abcdef",
+            replication_password="fedcba9876543210", binaries=programs.postgres,
+        )  # fmt: skip
+        process = start(replica, folder / "replica.log")
+        settings = database_settings(port, "0123456789abcdef").model_copy(
+            update={"database_replica_url": f"postgresql://127.0.0.1:{replica_port}/headrace"}
+        )
+        app, system = Database(settings, role="app", patience=60), Database(settings, role="system")
+        try:
+            while not await on_replica(app):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            yield app, system, process
+        finally:
+            await app.close()
+            await system.close()
+            kill(process)
+
+
+async def left_out(app: Database) -> None:
+    async with asyncio.timeout(30):
+        while await on_replica(app):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def test_a_replica_that_dies_is_replaced_within_the_read(
     stack_programs: Programs, tmp_path: Path
 ) -> None:
-    port, replica_port, superuser, replication = (
-        free_port(),
-        free_port(),
-        "0123456789abcdef",
-        "fedcba9876543210",
-    )
-    primary = postgres_stack.primary(tmp_path, port, superuser, binaries=stack_programs.postgres)
-    with running(primary, tmp_path / "primary.log"):
-        replica = postgres_stack.replica(
-            tmp_path, replica_port, port, superuser_password=superuser, replication_password=replication,
-            binaries=stack_programs.postgres,
-        )  # fmt: skip
-        process = start(replica, tmp_path / "replica.log")
-        settings = database_settings(port, superuser).model_copy(
-            update={"database_replica_url": f"postgresql://127.0.0.1:{replica_port}/headrace"}
-        )
-        app = Database(settings, role="app", patience=60)
-        try:
-            with tenant("org_1"):
-                while not await on_replica(app):  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
-                # The guard believes in it for up to a second more; its pooled connections are dead.
-                await asyncio.to_thread(kill, process)
-                # A backend notices that its postmaster is gone; until then it may answer once more.
-                async with asyncio.timeout(30):
-                    while await on_replica(app):  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)
-                assert not await on_replica(app)
-        finally:
-            await app.close()
-            kill(process)
+    with tenant("org_1"):
+        async with pair(stack_programs, tmp_path) as (app, _, process):
+            # The guard believes in it for up to a second more; its pooled connections are dead.
+            await asyncio.to_thread(kill, process)
+            # A backend notices that its postmaster is gone; until then it may answer once more.
+            await left_out(app)
+            assert not await on_replica(app)
+
+
+async def test_a_replica_that_hears_nothing_any_more_is_left_out(
+    stack_programs: Programs, tmp_path: Path
+) -> None:
+    """A connection that is cut off without a word: the replica has replayed all it received."""
+    with tenant("org_1"):
+        async with pair(stack_programs, tmp_path) as (app, system, _):
+            async with system.writer() as connection:
+                sender = int(await connection.scalar(text("select pid from pg_stat_replication")) or 0)
+            os.kill(sender, signal.SIGSTOP)
+            try:
+                await left_out(app)
+            finally:
+                os.kill(sender, signal.SIGCONT)
