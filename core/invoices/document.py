@@ -6,6 +6,7 @@ Documents of a tenant are a chain: each holds number and SHA-256 of the one befo
 """
 
 import hashlib
+from datetime import datetime
 from typing import Any, Final, Literal
 
 import msgspec
@@ -150,3 +151,8 @@ def number_of(text: str) -> int | None:
 
 def span_of(period: ServicePeriod) -> Span:
     return Span(rfc3339(period.start), rfc3339(period.end))
+
+
+def period_of(document: Document) -> ServicePeriod:
+    span = document.service_period
+    return ServicePeriod(datetime.fromisoformat(span.start), datetime.fromisoformat(span.end))

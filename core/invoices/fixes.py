@@ -24,7 +24,15 @@ from core.invoices import bounds, difference, fix_store, periods, store
 from core.invoices.archive import Archive
 from core.invoices.document import Document
 from core.invoices.fix_store import Fix, Item
-from core.invoices.issuing import InvoiceError, OvertakenError, edges_of, issue, make_document, unpriced_of
+from core.invoices.issuing import (
+    InvoiceError,
+    OvertakenError,
+    edges_of,
+    issue,
+    make_document,
+    refuse_unless_conserved,
+    unpriced_of,
+)
 from core.invoices.prices import charged_at
 from core.invoices.store import Issued
 from core.prices import Books
@@ -51,7 +59,7 @@ class Fixes:
         """The dry run, over all tenants or some. Writes nothing to invoices.
 
         Raises:
-            InvoiceError: `published_went_back`, `prices_went_back`.
+            InvoiceError: `published_went_back`, `prices_went_back`, `not_conserved`.
             core.rating.MixedCurrencyError
         """
         async with self._system.writer() as connection:
@@ -123,7 +131,8 @@ class Fixes:
         """Post what the dry run kept. Again posts nothing; after a crash it posts the rest.
 
         Raises:
-            InvoiceError: `not_found`, `price_fix_not_approved`, `price_fix_stale`, `busy`, `archive_ahead`.
+            InvoiceError: `not_found`, `price_fix_not_approved`, `price_fix_stale`, `not_conserved`, `busy`,
+                `archive_ahead`.
         """
         async with self._system.writer() as connection:
             fix = await fix_store.find(connection, fix_id)
@@ -176,11 +185,16 @@ class Fixes:
                 by_period: dict[ServicePeriod, list[Issued]] = {}
                 for one in documents:
                     by_period.setdefault(one.period, []).append(one)
-                for period, of in by_period.items():
+                revisions = {
+                    period: charged_at([one.document for one in of], known)
+                    for period, of in by_period.items()
+                }
+                touched = [period for period, known_at in revisions.items() if known_at < book.revision]
+                if touched:
+                    await refuse_unless_conserved(connection, tenant_id, None)
+                for period in touched:
+                    of, known_at = by_period[period], revisions[period]
                     charged = max(one.document.price_revision for one in of)
-                    known_at = charged_at([one.document for one in of], known)
-                    if known_at >= book.revision:
-                        continue
                     pieces, landed = await store.usage(connection, edges_of(known.recorded), within=period)
                     if landed is None:
                         raise InvoiceError(
@@ -202,7 +216,8 @@ class Fixes:
                 return found
 
     async def _post(self, fix: Fix, item: Item, by: str, *, dry_run: bool) -> bool | None:
-        """Post an item; false where it is posted already, None where it is stale. Raises: InvoiceError `busy`."""
+        """Post an item; false where it is posted already, None where it is stale. Raises: InvoiceError `busy`,
+        `not_conserved`."""
         if not dry_run:
             await self._archive.refuse_if_ahead(item.tenant)
         for _ in range(ATTEMPTS):
@@ -219,10 +234,10 @@ class Fixes:
                             return False
                         if max(one.price_revision for one in of) != item.from_revision:
                             return None
+                        document = await _document(connection, fix, item, last)
+                        await issue(connection, document, last, by, dry_run=dry_run)
                         if dry_run:
                             return False
-                        document = await _document(connection, fix, item, last)
-                        await issue(connection, document, last, by)
             except OvertakenError:
                 continue
             await self._archive.copy_soon(item.tenant)

@@ -90,8 +90,8 @@ class Invoices:
         """The final invoice of a period; the one that is there where it was closed before.
 
         Raises:
-            InvoiceError: `period_not_over`, `period_overlaps`, `nothing_published`, `prices_went_back`, `busy`,
-                `archive_ahead`.
+            InvoiceError: `period_not_over`, `period_overlaps`, `nothing_published`, `prices_went_back`,
+                `not_conserved`, `busy`, `archive_ahead`.
             core.rating.MixedCurrencyError
         """
         if period.end > now():
@@ -123,7 +123,7 @@ class Invoices:
 
         Raises:
             InvoiceError: `not_invoiced` (a period that was never closed), `published_went_back`,
-                `prices_went_back`, `busy`, `archive_ahead`.
+                `prices_went_back`, `not_conserved`, `busy`, `archive_ahead`.
         """
         if not dry_run:
             await self._archive.refuse_if_ahead(tenant_id)

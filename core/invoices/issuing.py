@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core import audit
 from core.clock import now, rfc3339
+from core.conservation import conservation, verdicts
 from core.decimals import canonical
 from core.invoices import difference, store
-from core.invoices.document import Document, Line, Previous, Reason, Unpriced, number_text, span_of
+from core.invoices.document import Document, Line, Previous, Reason, Unpriced, number_text, period_of, span_of
 from core.invoices.store import Landed
 from core.prices import Price
 from core.rating import Rated, ServicePeriod
@@ -85,7 +86,15 @@ async def make_document(
 async def issue(
     connection: AsyncConnection, document: Document, last: int, by: str, *, dry_run: bool = False
 ) -> Outcome:
-    """The row, its audit event and its number. Raises: OvertakenError."""
+    """The row, its audit event and its number; where published usage does not agree, nothing.
+
+    Raises:
+        OvertakenError
+        InvoiceError: `not_conserved`.
+    """
+    seen = await refuse_unless_conserved(connection, document.tenant, period_of(document))
+    if document.reason != "price_fix" and seen != document.lake_version:
+        raise OvertakenError  # a publication came between: what agrees is not what was charged
     if dry_run:
         shown = replace(document, status="draft", number="draft")
         return Outcome(shown, shown.encode(), fresh=False)
@@ -110,6 +119,33 @@ async def issue(
         raise OvertakenError
     await store.add(connection, document, content, by)
     return Outcome(document, content, fresh=True)
+
+
+async def refuse_unless_conserved(
+    connection: AsyncConnection, tenant_id: str, period: ServicePeriod | None
+) -> int | None:
+    """The lake version at which all published usage of the tenant agrees, that of `period` in particular.
+
+    Raises:
+        InvoiceError: `not_conserved`.
+    """
+    days = None if period is None else _days_of(period)
+    found = await conservation(connection, days, tenants=1)
+    if failed := [name for name, holds in verdicts(found, days).items() if not holds]:
+        raise InvoiceError(
+            "not_conserved",
+            f"Published usage of {tenant_id} does not hold what was counted; it is not true that {', nor that '.join(failed)}. "
+            "`GET /api/v1/billing/invariants` shows where. `headrace replay run` and `headrace replay promote` publish "
+            "every cell again from the lake; then try again.",
+        )
+    version: int | None = found["lake_version"]
+    return version
+
+
+def _days_of(period: ServicePeriod) -> ServicePeriod:
+    """The whole days it touches: what hours and days say of them can be compared."""
+    end = period.end.replace(hour=0)
+    return ServicePeriod(period.start.replace(hour=0), end if end == period.end else end + timedelta(days=1))
 
 
 def edges_of(prices: Iterable[Price]) -> set[datetime]:

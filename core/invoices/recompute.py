@@ -6,14 +6,13 @@ A line is named by its key (`core.invoices.difference.Key`), so usage of one met
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from core.invoices import difference
 from core.invoices.difference import Key, key_of
-from core.invoices.document import CODE_VERSION, Document, Line
+from core.invoices.document import CODE_VERSION, Document, Line, period_of
 from core.invoices.store import Piece
 from core.prices import PriceBook
-from core.rating import ServicePeriod, rate
+from core.rating import rate
 
 
 class OtherCodeError(Exception):
@@ -36,11 +35,6 @@ class Compared:
             and self.again is not None
             and _without_id(self.issued) == _without_id(self.again)
         )
-
-
-def period_of(document: Document) -> ServicePeriod:
-    span = document.service_period
-    return ServicePeriod(datetime.fromisoformat(span.start), datetime.fromisoformat(span.end))
 
 
 def recompute(

@@ -9,6 +9,7 @@ from typing import Any, Final
 from prometheus_client import Gauge
 
 from core.clock import rfc3339
+from core.conservation import CONSERVED, DAYS, ELEMENTS, HOURS, SUMS, conservation, verdicts
 from core.database import Database, tenant
 from core.decimals import canonical
 from core.invoices.periods import name
@@ -24,12 +25,6 @@ MAX_TENANTS: Final = 1_000
 EVERY: Final = 60.0
 """Seconds between two looks of the metric."""
 
-CONSERVED: Final = "every landed record has one fate"
-HOURS: Final = "hourly cells hold every counted event that was not voided"
-DAYS: Final = "daily cells hold every counted event that was not voided"
-SUMS: Final = "hours and days add up to the same quantities"
-ELEMENTS: Final = "what cannot be added up stands for every event of its cells"
-PERIOD: Final = "hours and days of the period hold the same events and quantities"
 OFFSETS: Final = "every offset below the watermark has landed or is booked as lost"
 
 HOLDS = Gauge(
@@ -55,12 +50,12 @@ class Invariants:
         lost: Sequence[store.Lost] = ()
         if tenant_id is None:
             async with self._system.reader() as connection:
-                found = await store.conservation(connection, period, tenants=MAX_TENANTS)
+                found = await conservation(connection, period, tenants=MAX_TENANTS)
                 lost = await store.lost(connection)
         else:
             with tenant(tenant_id):
                 async with self._app.reader() as connection:
-                    found = await store.conservation(connection, period, tenants=MAX_TENANTS)
+                    found = await conservation(connection, period, tenants=MAX_TENANTS)
         return judged(tenant_id, period, found, lost)
 
     async def watch(self) -> None:
@@ -78,15 +73,7 @@ def judged(
 ) -> documents.Invariants:
     """The document, with a verdict on each thing that must hold."""
     partitions: list[Any] = [row | {"holds": _conserved(row)} for row in found["partitions"] or ()]
-    checks = {
-        CONSERVED: found["not_conserved"] == 0,
-        HOURS: found["not_in_hours"] == 0,
-        DAYS: found["not_in_days"] == 0,
-        SUMS: found["unequal_sums"] == 0,
-        ELEMENTS: found["unequal_elements"] == 0,
-    }
-    if period is not None:
-        checks[PERIOD] = found["unequal_meters"] == 0
+    checks = verdicts(found, period)
     if tenant_id is None:
         checks[OFFSETS] = _all_accounted_for(partitions, found["watermark"] or (), lost)
     return {

@@ -55,6 +55,13 @@ async def _settle(postgres: DatabaseSettings, ids: list[str]) -> None:
                     ),
                     {"t": tenant, "g": grain, "s": datetime.fromisoformat(start), "n": number},
                 )
+            await connection.execute(
+                text(
+                    "insert into usage_conservation (tenant_id, topic_id, partition, block, landed, counted, duplicates,"
+                    " quarantined, rejected, lake_version) select :t, 't', 0, 0, 1, 1, 0, 0, 0, 1 where :n < 2"
+                ),
+                {"t": tenant, "n": number},
+            )
         await connection.execute(
             text(
                 "insert into usage_publication (lake_version, slice, code_version) values (1, 1, 't') on conflict do nothing"
@@ -113,6 +120,28 @@ def test_one_that_cannot_be_closed_fails_the_run_and_holds_up_nobody(
     nobody_yet = {"period": "2199-01", "dry_run": False, "tenants": tenants}
     assert run(close_period, "close_each", nobody_yet, good=False) == {}
     assert issued(postgres, tenants) == []
+
+
+def test_usage_that_does_not_agree_is_left_out_by_name_and_the_others_are_closed(
+    tenants: list[str], postgres: DatabaseSettings
+) -> None:
+    async def tamper() -> None:
+        system = Database(postgres, role="system")
+        async with system.writer() as connection:
+            await connection.execute(
+                text("update usage_cell set quantity = 4 where tenant_id = :t and grain = 'hour'"),
+                {"t": tenants[0]},
+            )
+        await system.close()
+
+    asyncio.run(tamper())
+    config = {"period": "2023-05", "dry_run": False, "tenants": tenants}
+    with pytest.raises(dg.Failure, match=f"1 organisations were left out: {tenants[0]}: Published usage"):
+        run(close_period, "close_each", config)
+    assert issued(postgres, tenants) == [
+        (1, "service_period", Decimal(6)),
+        (2, "service_period", Decimal(7)),
+    ]
 
 
 def test_a_price_is_fixed_by_a_dry_run_and_an_approved_id(

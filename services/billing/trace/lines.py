@@ -9,7 +9,7 @@ from core.database import Database, tenant
 from core.decimals import canonical
 from core.invoices import difference, recompute, store
 from core.invoices.difference import Key
-from core.invoices.document import CODE_VERSION, Document, Line, number_of
+from core.invoices.document import CODE_VERSION, Document, Line, number_of, period_of
 from core.invoices.issue import Draft, draft_of
 from core.invoices.issuing import edges_of
 from core.invoices.store import Landed, Piece
@@ -189,7 +189,7 @@ class Lines:
     async def _document(self, tenant_id: str, name: str) -> tuple[Document, list[Document], PriceBook]:
         """A document, those before it of its service period, and the book. Raises: Problem 404."""
         document = (await self._invoices.get(tenant_id, name)).document
-        period, number = recompute.period_of(document), number_of(document.number) or 0
+        period, number = period_of(document), number_of(document.number) or 0
         with tenant(tenant_id):
             async with self._app.reader() as connection:
                 before = [
@@ -207,7 +207,7 @@ class Lines:
             landed_of(document),
             edges_of(book.recorded),
             meter=meter,
-            period=recompute.period_of(document),
+            period=period_of(document),
         )
 
 

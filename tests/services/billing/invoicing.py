@@ -7,7 +7,7 @@ from typing import Any
 from core.database import Database
 from core.settings import DatabaseSettings
 from tests.services.billing.conftest import Caller, Reply, usage_event
-from tests.services.billing.published import publish
+from tests.services.billing.published import fates, publish
 
 INPUT, OUTPUT = "llm.tokens.input", "llm.tokens.output"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -31,8 +31,9 @@ class Book:
             usage_event(self.of.tenant, time=at, quantity=quantity, meter=meter, dimensions=dimensions)
         )
         return await publish(
-            self._system, topic_id=self._topic_id, counted=self._counted, watermark={0: len(self._counted)}
-        )
+            self._system, topic_id=self._topic_id, counted=self._counted, watermark={0: len(self._counted)},
+            fates=[fates(self.of.tenant, counted=len(self._counted))],
+        )  # fmt: skip
 
     async def close(self, **named: Any) -> Reply:
         return await self.owner.call("POST", INVOICES, params={"tenant": self.of.tenant}, json=named)

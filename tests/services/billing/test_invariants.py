@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from core.conservation import PERIOD
 from core.database import Database
 from core.invoices.periods import month
-from services.billing import invariants as module
 from services.billing.invariants import HOLDS, RECORDS, Invariants, show
 from tests.services.billing.conftest import Caller, usage_event
 from tests.services.billing.published import fates, publish
@@ -76,7 +76,7 @@ async def test_a_month_whose_days_are_not_its_hours_is_named(
     march, april = [await acme.ask(PROOF, period=period) for period in ("2025-03", "2025-04")]
     assert [one["holds"] for one in march["meters"] + april["meters"]] == [False, True]
     verdicts = [{one["name"]: one["holds"] for one in proof["checks"]} for proof in (march, april)]
-    assert [each[module.PERIOD] for each in verdicts] == [False, True]
+    assert [each[PERIOD] for each in verdicts] == [False, True]
     assert not march["holds"]
 
 

@@ -13,7 +13,7 @@ from core.database import Database, tenant
 from core.ids import new_id
 from services.common.principal import HEADER, Principal, sign
 from tests.services.billing.conftest import usage_event
-from tests.services.billing.published import publish
+from tests.services.billing.published import fates, publish
 from tests.services.web.conftest import Browser, Site, new_owner
 
 COPIES = text(
@@ -43,7 +43,10 @@ class Customer:
 
     async def use(self, quantity: str) -> None:
         self._used.append(usage_event(self._tenant, time=NOON, quantity=quantity))
-        await publish(self._system, topic_id=self._topic, counted=self._used, watermark={0: len(self._used)})
+        await publish(
+            self._system, topic_id=self._topic, counted=self._used, watermark={0: len(self._used)},
+            fates=[fates(self._tenant, counted=len(self._used))],
+        )  # fmt: skip
 
     async def bill(self, what: str) -> dict[str, Any]:
         owner = Principal("", new_id("usr"), "user", frozenset({"billing:write"}), platform_owner=True)
