@@ -11,7 +11,7 @@ from core.settings import DatabaseSettings, QueueSettings
 from deploy.servers.postgres import postgres
 from tests.conformance.eventlog.surviving import Server
 from tests.conformance.queue.support import LEASE_SECONDS, Backend
-from tests.conformance.queue.surviving import Surviving
+from tests.conformance.queue.surviving import PATIENCE, Surviving
 from tests.servers import database_settings, free_port
 
 
@@ -37,7 +37,9 @@ async def app_database(own: tuple[Server, DatabaseSettings]) -> AsyncIterator[Da
 @pytest.fixture
 def backend(own: tuple[Server, DatabaseSettings]) -> Backend:
     settings = QueueSettings(queue_url="postgresql:")
-    return Backend(settings, own[1], lambda: PostgresQueue(own[1], lease_seconds=LEASE_SECONDS))
+    return Backend(
+        settings, own[1], lambda: PostgresQueue(own[1], patience=PATIENCE, lease_seconds=LEASE_SECONDS)
+    )
 
 
 class TestSurvivingPostgres(Surviving):

@@ -11,7 +11,7 @@ from deploy.provision import Programs
 from deploy.servers.rabbitmq import VHOST, names, rabbitmq
 from tests.conformance.eventlog.surviving import Server
 from tests.conformance.queue.support import Backend
-from tests.conformance.queue.surviving import Surviving
+from tests.conformance.queue.surviving import PATIENCE, Surviving
 from tests.servers import free_port, running
 
 pytestmark = pytest.mark.stack
@@ -51,7 +51,7 @@ def server(own: tuple[Server, QueueSettings]) -> Server:
 
 @pytest.fixture
 def backend(own: tuple[Server, QueueSettings], postgres: DatabaseSettings) -> Backend:
-    return Backend(own[1], postgres, lambda: RabbitQueue(own[1]))
+    return Backend(own[1], postgres, lambda: RabbitQueue(own[1], patience=PATIENCE))
 
 
 class TestSurvivingRabbitMQ(Surviving):
