@@ -170,12 +170,14 @@ class MessageDelta(Payload, frozen=True):
 
 
 class MessageCompleted(Payload, frozen=True):
-    """The whole text, its hash as UTF-8, and those of its citations that hold."""
+    """The whole text, its hash as UTF-8, and those of its citations that hold; `incomplete` where the model
+    reached its limit of tokens before it had said all of the answer."""
 
     message: str
     text: str
     citations: tuple[Citation, ...]
     sha256: Sha256
+    incomplete: bool = False
 
 
 class ModelUsage(Payload, frozen=True):

@@ -29,7 +29,7 @@ from services.agents.citations import claims, verified
 from services.agents.failures import Failure, LimitError, Policy, cut, failure_of
 from services.agents.journal import Journal
 from services.agents.metering import Tokens
-from services.agents.model import Outcome, RunContext
+from services.agents.model import INCOMPLETE, Outcome, RunContext
 from services.agents.providers import ProviderError, Providers, Target
 from services.agents.saved import SavedCut, SavedTurn, State, dump, encode
 from services.agents.speech import Speech, make_storable, text_of
@@ -236,6 +236,7 @@ class _Loop:
             tokens=tokens,
             cost=_cost(target, tokens),
             messages=dump([request, response]),
+            incomplete=response.finish_reason == "length",
         )
         await self._journal.checkpoint("model", encode(saved), records)
         self._state.add(saved)
@@ -277,13 +278,21 @@ class _Loop:
                 citations = await verified(self._run, self._memory, wanted)
             except MemoryAwayError as error:
                 self._journal.emit("retrieval.degraded", {"reason": error.reason})
-        self._complete(turn.message, text, citations)
-        return self.outcome(status="completed", message_id=turn.message, text=text, citations=citations)
+        self._complete(turn.message, text, citations, incomplete=turn.incomplete)
+        return self.outcome(
+            status="completed",
+            message_id=turn.message,
+            text=text,
+            citations=citations,
+            error_code=INCOMPLETE if turn.incomplete else "",
+        )
 
-    def _complete(self, message: str, text: str, citations: tuple[Citation, ...]) -> None:
+    def _complete(
+        self, message: str, text: str, citations: tuple[Citation, ...], *, incomplete: bool = False
+    ) -> None:
         digest = hashlib.sha256(text.encode()).hexdigest()
         data = {"message": message, "text": text, "citations": list(citations), "sha256": digest}
-        self._journal.emit("message.completed", data)
+        self._journal.emit("message.completed", {**data, "incomplete": True} if incomplete else data)
 
     def _check_limits(self) -> None:
         limits, used = self._run.spec.limits, self._state.totals

@@ -18,6 +18,8 @@ Status = Literal["queued", "running", "waiting", "completed", "failed", "cancell
 OPEN: Final = frozenset[Status]({"queued", "running", "waiting"})
 """`waiting` is for a person's decision; nobody holds a lease meanwhile."""
 Ending = Literal["completed", "failed", "cancelled"]
+INCOMPLETE: Final = "max_output_tokens"
+"""Code of a completed run whose answer the model did not finish within its limit of tokens."""
 CheckpointKind = Literal["model", "tool"]
 
 
@@ -161,7 +163,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals = Totals()
     """Of the whole run, also of what checkpoints brought from earlier executions."""
     error_code: str = ""
-    """Stable, snake_case; for `failed`."""
+    """Stable, snake_case; for `failed`, and `INCOMPLETE` for an answer that is not all of it."""
     error_message: str = ""
     """For people: what happened and what to do. Never secrets."""
     retryable: bool = False

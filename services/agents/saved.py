@@ -40,6 +40,8 @@ class SavedTurn(msgspec.Struct, frozen=True, tag="turn"):
     cost: str
     messages: msgspec.Raw
     """Request and response, pydantic-ai's JSON."""
+    incomplete: bool = False
+    """The provider ended it at a limit of tokens."""
 
 
 class SavedCall(msgspec.Struct, frozen=True, tag="call"):

@@ -191,6 +191,8 @@ class RunError(TypedDict):
 
 
 class RunShown(TypedDict):
+    """`incomplete`: the answer ends at a limit of tokens, not where the model had said all of it."""
+
     id: str
     object: Literal["run"]
     conversation_id: str
@@ -200,6 +202,7 @@ class RunShown(TypedDict):
     status: Status
     cancel_requested: bool
     message_id: str | None
+    incomplete: bool
     usage: RunUsage
     error: RunError | None
     last_seq: int
@@ -421,6 +424,7 @@ def run(found: Run) -> RunShown:
         status=found.status,
         cancel_requested=found.cancel_by is not None,
         message_id=found.message_id or None,
+        incomplete=found.incomplete,
         usage=cast("RunUsage", msgspec.structs.asdict(found.totals)),
         error=failed if found.status == "failed" else None,
         last_seq=found.last_seq,

@@ -16,7 +16,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.contracts.run_events import Citation, Totals
-from services.agents.model import OPEN, AgentSpec, Role, Status, StoredMessage, stored_spec
+from services.agents.model import INCOMPLETE, OPEN, AgentSpec, Role, Status, StoredMessage, stored_spec
 from services.agents.notes import Identity
 from services.common.paging import Page
 from services.common.principal import Principal
@@ -114,6 +114,11 @@ class Run:
     @property
     def ended(self) -> bool:
         return self.status not in OPEN
+
+    @property
+    def incomplete(self) -> bool:
+        """True where the answer ends at a limit of tokens, not where the model had said all of it."""
+        return self.status == "completed" and self.error_code == INCOMPLETE
 
 
 _CONVERSATION: Final = (

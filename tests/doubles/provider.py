@@ -10,6 +10,7 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     reported-cut     the same, after usage was reported
     clean-end        a stream that ends in order, without finish_reason, usage and [DONE]
     bad-json         a stream with a line that is not JSON
+    long             an answer that ends at the limit of tokens
     hang             headers, then nothing
     empty            an answer without a word
     malformed        a tool call whose arguments are not JSON
@@ -137,11 +138,16 @@ class ProviderDouble:
         thinks, behaviour = behaviour.startswith("thinking:"), behaviour.removeprefix("thinking:")
         answer = told(body) if behaviour == "told" else self._answer(asked, behaviour)
         if not asked.stream:
-            return web.json_response(chat.whole(asked, answer))
+            whole = chat.whole(asked, answer)
+            if behaviour == "long":
+                whole["choices"][0]["finish_reason"] = "length"
+            return web.json_response(whole)
         seconds = TOKEN_SECONDS if behaviour.startswith(("slow", "held")) else self.word_seconds
         events = chat.stream(asked, answer, seconds)
         if behaviour == "half":
-            events = halved(events)
+            events = replaced(events, b"HALF", b"\\ud83d")
+        if behaviour == "long":
+            events = replaced(events, b'"finish_reason":"stop"', b'"finish_reason":"length"')
         return await self._stream(request, thinking(events) if thinks else events, behaviour)
 
     async def _responses(self, request: web.Request) -> web.StreamResponse:
@@ -286,7 +292,10 @@ class ProviderDouble:
         await send("content_block_stop", index=place)
         await send(
             "message_delta",
-            delta={"stop_reason": "end_turn", "stop_sequence": None},
+            delta={
+                "stop_reason": "max_tokens" if behaviour == "long" else "end_turn",
+                "stop_sequence": None,
+            },
             usage={"output_tokens": 7},
         )
         await send("message_stop")
@@ -302,10 +311,10 @@ def told(body: dict[str, Any]) -> Reply:
     return Reply(json.dumps(seen))
 
 
-async def halved(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events with half a surrogate where HALF stands."""
+async def replaced(events: AsyncIterator[bytes], old: bytes, new: bytes) -> AsyncIterator[bytes]:
+    """The events with something else in them."""
     async for event in events:
-        yield event.replace(b"HALF", b"\\ud83d")
+        yield event.replace(old, new)
 
 
 async def thinking(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

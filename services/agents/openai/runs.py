@@ -54,6 +54,8 @@ class Said:
     asks: AgentEvent | None = None
     """What a person is asked and has not answered."""
     citations: list[dict[str, Any]] = field(default_factory=list)
+    incomplete: bool = False
+    """The answer ends at a limit of tokens."""
 
     def take(self, one: AgentEvent) -> str:
         """The text that this event adds for a reader of deltas."""
@@ -67,6 +69,7 @@ class Said:
             self.given = self.text = ""
         elif one.type == "message.completed":
             self.message, self.text, self.citations = data["message"], data["text"], data["citations"]
+            self.incomplete = bool(data.get("incomplete"))
             return self._new()
         elif one.type == "approval.requested":
             self.asks = one

@@ -9,6 +9,7 @@ import orjson
 from core.contracts.agents import AgentEvent
 from core.contracts.run_events import Totals
 from services.agents.decisions import Approval
+from services.agents.model import INCOMPLETE
 from services.agents.openai.runs import Said
 from services.agents.store import Message, Run
 from services.common import openai_errors
@@ -92,7 +93,7 @@ class Chat:
         if said.done is None or said.done.type != "run.completed":
             problem = self.problem(said)
             return sse(openai_errors.body(problem)) + DONE
-        last = self._chunk({}, "stop")
+        last = self._chunk({}, _finish(said))
         if self._include_usage:
             usage = chat_usage(said.usage)
             last += sse(orjson.dumps({**self._frame("chat.completion.chunk"), "choices": [], "usage": usage}))
@@ -108,7 +109,7 @@ class Chat:
 
     def whole(self, said: Said) -> dict[str, Any]:
         message = {"role": "assistant", "content": said.text, "citations": said.citations}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(said)}
         return {**self._frame("chat.completion"), "choices": [choice], "usage": chat_usage(said.usage)}
 
     def _frame(self, kind: str) -> dict[str, Any]:
@@ -117,6 +118,10 @@ class Chat:
     def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         return sse(orjson.dumps({**self._frame("chat.completion.chunk"), "choices": [choice]}))
+
+
+def _finish(said: Said) -> str:
+    return "length" if said.incomplete else "stop"
 
 
 def sse(data: bytes, kind: str = "") -> bytes:
@@ -205,7 +210,8 @@ class Responses:
                 )
                 return "response.output_item.done", self._item(data["call"])
             case "run.completed":
-                return "response.completed", {"response": self._now("completed")}
+                status = "incomplete" if self._said.incomplete else "completed"
+                return f"response.{status}", {"response": self._now(status)}
             case "run.failed":
                 problem = {"code": data["code"], "message": data["message"]}
                 return "response.failed", {"response": {**self._now("failed"), "error": problem}}
@@ -221,16 +227,18 @@ class Responses:
         return {"output_index": index, "item": item}
 
     def _now(self, status: str) -> dict[str, Any]:
-        usage = self._said.usage if status in {"completed", "failed", "cancelled"} else None
+        ended = status in {"completed", "incomplete", "failed", "cancelled"}
+        usage = self._said.usage if ended else None
         waiting = self._said.asks.data if status == "waiting" and self._said.asks else None
         asks = waiting and _requested(waiting)
+        said, cut = self._said, status == "incomplete"
         status = _STATUS.get(status, status)
-        return _response(self._run, status, self._said.text, self._said.citations, usage, asks)
+        return _response(self._run, status, said.text, said.citations, usage, asks, incomplete=cut)
 
 
 def response(run: Run, answer: Message | None, question: Approval | None) -> dict[str, Any]:
     """The response of a run as it is now; `question` is what it waits for."""
-    status = _STATUS[run.status]
+    status = "incomplete" if run.incomplete else _STATUS[run.status]
     text = answer.text if answer else ""
     citations = (
         [orjson.loads(orjson.dumps(one, default=_plain)) for one in answer.citations] if answer else []
@@ -239,7 +247,7 @@ def response(run: Run, answer: Message | None, question: Approval | None) -> dic
     asks = (
         _approval_item(question.call, question.round, question.tool, question.arguments) if question else None
     )
-    made = _response(run, status, text, citations, usage, asks)
+    made = _response(run, status, text, citations, usage, asks, incomplete=run.incomplete)
     if run.status == "failed":
         made["error"] = {"code": run.error_code, "message": run.error_message}
     return made
@@ -279,8 +287,11 @@ def _response(
     citations: list[dict[str, Any]],
     usage: Totals | None,
     waits_for: dict[str, Any] | None = None,
+    *,
+    incomplete: bool = False,
 ) -> dict[str, Any]:
     own = run.metadata.get("openai", {})
+    reason = "approval_required" if waits_for is not None else INCOMPLETE if incomplete else None
     item = {
         "id": _item_id(run),
         "type": "message",
@@ -297,7 +308,7 @@ def _response(
         "status": status,
         "background": bool(own.get("background")),
         "error": None,
-        "incomplete_details": None if waits_for is None else {"reason": "approval_required"},
+        "incomplete_details": reason and {"reason": reason},
         "instructions": None,
         "metadata": {key: value for key, value in run.metadata.items() if key != "openai"},
         "model": own.get("model") or (run.spec.model if run.spec else ""),

@@ -8,7 +8,7 @@ import pytest
 
 from services.agents.tools import Tools
 from services.agents.tools.calculator import CALCULATOR
-from tests.services.agents.loop_support import Arena, Notebook, arena, assembled, check_answer, until
+from tests.services.agents.loop_support import Arena, Notebook, arena, assembled, check_answer, resumed, until
 
 
 @pytest.fixture
@@ -94,6 +94,24 @@ async def test_anthropic_reports_the_input_before_it_breaks_off(
     assert (outcome.status, outcome.error_code) == ("failed", code)
     assert journal.metered()["llm.tokens.input"] == 3 * 25
     assert journal.metered()["llm.requests"] == 3
+
+
+@pytest.mark.parametrize("model", ["double/long", "claude/long"])
+async def test_an_answer_that_ends_at_the_models_limit_says_so_after_a_takeover_too(
+    stage: Arena, model: str
+) -> None:
+    journal, outcome = await stage.ask("Who are you?", model=model)
+    assert check_answer(journal, outcome)["incomplete"] is True
+    assert outcome.error_code == "max_output_tokens"
+    assert stage.last is not None
+    again = Notebook(earlier=journal)
+    outcome = await stage.execute(resumed(stage.last, journal), again)
+    assert check_answer(again, outcome)["incomplete"] is True
+    assert outcome.error_code == "max_output_tokens"
+    assert len(stage.double.requests) == 1
+    journal, outcome = await stage.ask("Who are you?", model=model.replace("long", "answer"))
+    assert "incomplete" not in check_answer(journal, outcome)
+    assert outcome.error_code == ""
 
 
 async def test_retry_after_is_waited_for_and_not_longer_than_we_like(stage: Arena) -> None:
