@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from deploy.doctor.dagster import dagster as dagster_state
 from deploy.doctor.finding import Finding, Level
-from deploy.doctor.flow import audit_lag, dead_letters, publication_lag, queues, relay_lag
+from deploy.doctor.flow import audit_lag, dead_letters, publication_lag, queues, relay_lag, usage_owners
 from deploy.doctor.machine import disk, kernel, memory, packages
 from deploy.doctor.platform import components, database, files, orphans, ports
 from deploy.installation import Installation
@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     database,
     relay_lag,
     publication_lag,
+    usage_owners,
     audit_lag,
     dead_letters,
     queues,

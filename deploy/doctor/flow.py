@@ -23,6 +23,7 @@ from deploy.session import settings_of
 BACKLOG = 10_000
 """Records; the alert on backlogs fires here too."""
 LATE_SECONDS = 30
+SHOWN = 5
 WARN_SECONDS, FAIL_SECONDS = 120, 300
 """How long a record may wait for the lake; usually it is below a minute."""
 USAGE, AUDIT = "usage.records", "audit.logs"
@@ -60,6 +61,25 @@ def publication_lag(installation: Installation) -> Iterator[Finding]:
     """Records of the topic that the published cells do not reflect yet."""
     if installation.run.locked():
         yield judge("usage", "in the published cells", asyncio.run(unpublished(installation, USAGE)))
+
+
+def usage_owners(installation: Installation) -> Iterator[Finding]:
+    """Usage of organisations that do not exist: it is counted and charged to nobody."""
+    if not installation.run.locked():
+        return
+    rows = _query(
+        installation,
+        "select c.tenant_id, sum(c.events)::bigint from usage_cell c where c.grain = 'hour' and c.events <> 0 "
+        "and not exists (select 1 from organisation o where o.id = c.tenant_id) group by 1 order by 2 desc, 1",
+    )
+    if rows:
+        named = ", ".join(f"{tenant} ({events})" for tenant, events in rows[:SHOWN])
+        more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+        detail = f"events of organisations that do not exist are charged to nobody: {named}{more}"
+        mend = "a producer of usage.records names a wrong `tenant`: mend it, void what it sent, send it again under the right one"
+        yield Finding("usage owners", Level.FAIL, detail, mend)
+    else:
+        yield Finding("usage owners", Level.OK, "every counted event belongs to an organisation")
 
 
 def audit_lag(installation: Installation) -> Iterator[Finding]:

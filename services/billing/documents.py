@@ -274,8 +274,17 @@ class LostRange(TypedDict):
     accepted_at: str
 
 
+class UsageOfNobody(TypedDict):
+    """Counted events that name an organisation which does not exist, and the hours they lie in."""
+
+    tenant: str
+    events: int
+    first_hour: str
+    last_hour: str
+
+
 class Invariants(TypedDict):
-    """`tenant` is null where the owner of the platform asked for all records; only then `lost` is filled.
+    """`tenant` is null where the owner of the platform asked for all records; only then `lost` and `nobodys` are filled.
     `tenants` lists a thousand at most, those that do not agree first; `meters` only where a `period` was named.
     It all speaks of the published cells: `lake_version` and the last `slice` in them."""
 
@@ -288,6 +297,7 @@ class Invariants(TypedDict):
     has_more_tenants: bool
     meters: list[MeterOfPeriod]
     lost: list[LostRange]
+    nobodys: list[UsageOfNobody]
     checks: list[Check]
     lake_version: int | None
     slice: int | None

@@ -25,6 +25,7 @@ MAX_TENANTS: Final = 1_000
 EVERY: Final = 60.0
 """Seconds between two looks of the metric."""
 
+OWNED: Final = "every cell belongs to an organisation that exists"
 OFFSETS: Final = "every offset below the watermark has landed or is booked as lost"
 
 HOLDS = Gauge(
@@ -35,6 +36,7 @@ VERSION = Gauge("usage_published_lake_version", "Lake version that the published
 
 _NAMES: Final = {
     CONSERVED: "conserved", HOURS: "hours", DAYS: "days", SUMS: "sums", ELEMENTS: "elements", OFFSETS: "offsets",
+    OWNED: "owned",
 }  # fmt: skip
 """Of the checks, as values of the label."""
 
@@ -48,15 +50,17 @@ class Invariants:
     async def of(self, tenant_id: str | None, period: ServicePeriod | None = None) -> documents.Invariants:
         """Of a tenant; of everybody, and of records that name nobody, for None."""
         lost: Sequence[store.Lost] = ()
+        nobodys: Sequence[store.Nobodys] = ()
         if tenant_id is None:
             async with self._system.reader() as connection:
                 found = await conservation(connection, period, tenants=MAX_TENANTS)
                 lost = await store.lost(connection)
+                nobodys = await store.nobodys(connection, most=MAX_TENANTS)
         else:
             with tenant(tenant_id):
                 async with self._app.reader() as connection:
                     found = await conservation(connection, period, tenants=MAX_TENANTS)
-        return judged(tenant_id, period, found, lost)
+        return judged(tenant_id, period, found, lost, nobodys)
 
     async def watch(self) -> None:
         """Keep the metric true, for ever. Where PostgreSQL is away it says what it said last."""
@@ -69,13 +73,18 @@ class Invariants:
 
 
 def judged(
-    tenant_id: str | None, period: ServicePeriod | None, found: Mapping[str, Any], lost: Sequence[store.Lost]
+    tenant_id: str | None,
+    period: ServicePeriod | None,
+    found: Mapping[str, Any],
+    lost: Sequence[store.Lost],
+    nobodys: Sequence[store.Nobodys],
 ) -> documents.Invariants:
     """The document, with a verdict on each thing that must hold."""
     partitions: list[Any] = [row | {"holds": _conserved(row)} for row in found["partitions"] or ()]
     checks = verdicts(found, period)
     if tenant_id is None:
         checks[OFFSETS] = _all_accounted_for(partitions, found["watermark"] or (), lost)
+        checks[OWNED] = not nobodys
     return {
         "object": "invariants",
         "tenant": tenant_id,
@@ -86,6 +95,7 @@ def judged(
         "has_more_tenants": found["tenants_in_all"] > MAX_TENANTS,
         "meters": [] if period is None else [_meter(row) for row in found["meters"] or ()],
         "lost": [_lost(one) for one in lost],
+        "nobodys": [_nobodys(one) for one in nobodys],
         "checks": [{"name": name, "holds": holds} for name, holds in checks.items()],
         "lake_version": found["lake_version"],
         "slice": found["slice"],
@@ -170,4 +180,13 @@ def _lost(one: store.Lost) -> documents.LostRange:
         "reason": one.reason,
         "accepted_by": one.accepted_by,
         "accepted_at": rfc3339(one.accepted_at),
+    }
+
+
+def _nobodys(one: store.Nobodys) -> documents.UsageOfNobody:
+    return {
+        "tenant": one.tenant_id,
+        "events": one.events,
+        "first_hour": rfc3339(one.first),
+        "last_hour": rfc3339(one.last),
     }

@@ -22,6 +22,29 @@ class Lost:
     accepted_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Nobodys:
+    """Counted usage of an organisation that does not exist: `events` in hours from `first` to `last`."""
+
+    tenant_id: str
+    events: int
+    first: datetime
+    last: datetime
+
+
+async def nobodys(connection: AsyncConnection, *, most: int) -> Sequence[Nobodys]:
+    """Usage that would be charged to nobody, most events first (role `system`). Voided events count no more."""
+    rows = await connection.execute(
+        text(
+            "select c.tenant_id, sum(c.events)::bigint, min(c.period_start), max(c.period_start) from usage_cell c "
+            "where c.grain = 'hour' and c.events <> 0 and not exists (select 1 from organisation o where o.id = c.tenant_id) "
+            "group by c.tenant_id order by 2 desc, 1 limit :most"
+        ),
+        {"most": most},
+    )
+    return [Nobodys(*row) for row in rows]
+
+
 async def lost(connection: AsyncConnection) -> Sequence[Lost]:
     """Records that never landed and were accepted as lost (role `system`)."""
     rows = await connection.execute(

@@ -159,6 +159,17 @@ def test_dead_letters(started: Installation, execute: Execute) -> None:
     assert "`headrace outbox redrive records --all`" in found.mend
 
 
+def test_usage_that_is_charged_to_nobody(started: Installation, execute: Execute) -> None:
+    assert "org_mistyped" not in worst(flow.usage_owners, started).detail
+    execute(
+        "insert into usage_cell values ('org_mistyped', 'hour', 'tool.calls', '2026-01-01Z', '{}', '', 3, 2000000000, 1)",
+        "delete from usage_cell where tenant_id = 'org_mistyped'",
+    )
+    found = worst(flow.usage_owners, started)
+    assert (found.level, "org_mistyped (2000000000)" in found.detail) == (Level.FAIL, True)
+    assert "tenant" in found.mend
+
+
 async def test_records_that_are_not_published(
     started: Installation, postgres: DatabaseSettings, execute: Execute
 ) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from core.conservation import PERIOD
 from core.database import Database
 from core.invoices.periods import month
-from services.billing.invariants import HOLDS, RECORDS, Invariants, show
+from services.billing.invariants import HOLDS, OWNED, RECORDS, Invariants, show
 from tests.services.billing.conftest import Caller, usage_event
 from tests.services.billing.published import fates, publish
 
@@ -113,7 +113,7 @@ async def test_the_metric_says_what_holds(
         show(await asked.of(None))
         return {each.labels["invariant"]: each.value for metric in HOLDS.collect() for each in metric.samples}
 
-    holding = {"conserved": 1, "hours": 1, "days": 1, "sums": 1, "elements": 1, "offsets": 1}
+    holding = {"conserved": 1, "hours": 1, "days": 1, "sums": 1, "elements": 1, "offsets": 1, "owned": 1}
     assert await said() == holding
     assert {each.labels["fate"]: each.value for each in next(iter(RECORDS.collect())).samples} == {
         "counted": 3, "duplicates": 0, "quarantined": 0, "rejected": 1,
@@ -123,6 +123,38 @@ async def test_the_metric_says_what_holds(
         await connection.execute(text("delete from usage_cell where grain = 'day'"))
     assert await said() == {**holding, "days": 0, "sums": 0, "offsets": 0}
     assert (await asked.of(None, month("2025-03")))["holds"] is False
+
+
+async def test_usage_of_an_organisation_that_does_not_exist_is_named(
+    acme: Caller, owner: Caller, app_database: Database, system_database: Database, topic_id: str
+) -> None:
+    """A producer that writes the topic by itself may name whom it likes; what it voids is nobody's no more."""
+    mistyped = f"{acme.tenant}x"
+    asked, counted = Invariants(app_database, system_database), [usage_event(mistyped, time=LAST_HOUR)]
+    await publish(
+        system_database,
+        topic_id=topic_id,
+        counted=counted,
+        watermark={0: 1},
+        fates=[fates(mistyped, counted=1)],
+    )
+
+    async def found() -> tuple[list[Any], bool, float]:
+        proof = await asked.of(None)
+        show(proof)
+        named = [dict(one) for one in proof["nobodys"] if one["tenant"] == mistyped]
+        holds = next(one["holds"] for one in proof["checks"] if one["name"] == OWNED)
+        return named, holds, HOLDS.labels("owned")._value.get()
+
+    hour = "2025-03-31T23:00:00.000Z"
+    expected = [{"tenant": mistyped, "events": 1, "first_hour": hour, "last_hour": hour}]
+    assert await found() == (expected, False, 0)
+    assert [one for one in (await owner.ask(PROOF))["nobodys"] if one["tenant"] == mistyped] == expected
+    assert (await acme.ask(PROOF))["nobodys"] == [], "others are no matter of an organisation"
+    async with system_database.writer() as connection:
+        change = "update usage_cell set events = 0, quantity = 0 where tenant_id = :t"
+        await connection.execute(text(change), {"t": mistyped})
+    assert (await found())[0] == []
 
 
 async def test_a_running_service_shows_the_metric(acme: Caller) -> None:
