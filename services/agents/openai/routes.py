@@ -28,7 +28,7 @@ from services.agents.store import Window
 from services.common import openai_errors
 from services.common.auth import Principal, require
 from services.common.body import read
-from services.common.errors import Problem, from_exception, not_found
+from services.common.errors import Problem, not_found
 from services.common.events import AgentEvents, StreamLostError
 from services.common.paging import MAX_LIMIT, Page
 from services.common.spool import Spool
@@ -324,8 +324,13 @@ async def _chat_pieces(
                     yield shape.delta(text)
                 if await runs.waits(principal, run_id, one):
                     break
-    except (Problem, StreamLostError) as error:
-        yield shapes.sse(openai_errors.body(_broken(error))) + DONE
+    except StreamLostError:
+        # As for a whole answer.
+        await runs.cancel(principal, run_id)
+        yield shapes.sse(openai_errors.body(_lost(_ASK_AGAIN))) + DONE
+        return
+    except Problem as error:
+        yield shapes.sse(openai_errors.body(error)) + DONE
         return
     yield shape.end(said)
 
@@ -353,16 +358,18 @@ async def _response_pieces(
                         yield shape.waiting(one.seq)
                         return
         except (Problem, StreamLostError) as error:
-            fault = openai_errors.error(_broken(error))
+            fault = openai_errors.error(_lost(_READ_ON) if isinstance(error, StreamLostError) else error)
             yield shapes.sse(orjson.dumps({"type": "error", "sequence_number": after, **fault}), "error")
 
     return pieces()
 
 
-def _broken(error: Exception) -> Problem:
-    if isinstance(error, StreamLostError):
-        return Problem(503, "stream_lost", "The stream was lost", "Read on behind the last event you have.")
-    return from_exception(error)
+_READ_ON: Final = "Read on behind the last event you have."
+_ASK_AGAIN: Final = "The run was cancelled; ask again."
+
+
+def _lost(advice: str) -> Problem:
+    return Problem(503, "stream_lost", "The stream was lost", advice)
 
 
 async def _or_cancel(request: Request, runs: Runs, principal: Principal, run_id: str) -> Said:
@@ -375,7 +382,7 @@ async def _or_cancel(request: Request, runs: Runs, principal: Principal, run_id:
     except StreamLostError as error:
         # Who reads this starts another one.
         await runs.cancel(principal, run_id)
-        raise _broken(error) from error
+        raise _lost(_ASK_AGAIN) from error
 
 
 class _LeftError(Problem):

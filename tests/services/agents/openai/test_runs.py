@@ -1,5 +1,6 @@
 """Streams that are lost on their way, and failures that must not be paid again."""
 
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -10,10 +11,12 @@ from openai import AsyncOpenAI, OpenAIError
 from core.clock import now
 from core.contracts.agents import AgentEvent
 from core.eventlog.api import LogUnavailableError
+from services.agents.openai.routes import _chat_pieces
 from services.agents.openai.runs import unbroken
-from services.agents.openai.shapes import failure
+from services.agents.openai.shapes import Chat, failure
 from services.common import openai_errors
 from services.common.events import StreamLostError
+from services.common.principal import Principal
 from tests.servers import free_port
 
 
@@ -53,6 +56,34 @@ async def test_a_stream_that_is_lost_again_and_again_is_given_up() -> None:
     with pytest.raises(StreamLostError):
         [one async for one in unbroken(follow, 7)]
     assert asked == [7] * 5
+
+
+class Lost:
+    """Runs whose stream is lost behind its first word."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[str] = []
+
+    async def events(self, _: Principal, run_id: str) -> AsyncGenerator[AgentEvent | None, None]:
+        yield event(1, data={"message": "msg_1", "offset": 0, "text": "One"})
+        raise StreamLostError("log_unavailable")
+
+    async def waits(self, *_: object) -> bool:
+        return False
+
+    async def cancel(self, _: Principal, run_id: str) -> None:
+        self.cancelled.append(run_id)
+
+
+async def test_whoever_is_told_to_ask_again_leaves_no_run_behind() -> None:
+    runs, who = Lost(), Principal(tenant_id="org_1", subject="usr_1", kind="user")
+    shape = Chat("run_1", "agent:x", 0, include_usage=False)
+    told = b"".join([piece async for piece in _chat_pieces(runs, who, "run_1", shape)])  # type: ignore[arg-type]
+    assert b'"content":"One"' in told
+    assert told.endswith(b"data: [DONE]\n\n")
+    error = json.loads(told.split(b"data: ")[-2])["error"]
+    assert (error["code"], error["message"]) == ("stream_lost", "The run was cancelled; ask again.")
+    assert runs.cancelled == ["run_1"]
 
 
 @pytest.mark.parametrize(
