@@ -76,7 +76,7 @@ HOSTILE: dict[str, bytes] = {
 """Not one of them is a request that any route takes."""
 
 CONTENT = "application/json"
-SERVICES = ("users", "billing", "agents", "memory", "extractive")
+SERVICES = ("users", "billing", "lookup", "agents", "memory", "extractive")
 PARAMETERS = {
     "/api/v1/agents/{id}": "agt", "/api/v1/conversations/{id}": "cnv", "/api/v1/runs/{id}": "run",
     "/api/v1/knowledge-bases/{id}": "kb", "/api/v1/documents/{id}": "doc", "{call}": "tcl", "{key_id}": "key",
@@ -240,6 +240,7 @@ async def test_the_routes_are_found(posts: list[Post]) -> None:
         "/api/v1/organizations",
         "/api/v1/usage/events",
         "/internal/introspect",
+        "/internal/usage/sums",
         "/api/v1/agents",
         "/api/v1/conversations/{id}/messages",
         "/api/v1/providers",
@@ -282,25 +283,59 @@ def _resolve(shape: Any, schemas: dict[str, Any]) -> Any:
     return shape
 
 
-def _sample(shape: Any, schemas: dict[str, Any], said: str) -> Any:
-    """A body of the described shape in which every free text is `said`."""
+def _sample(shape: Any, schemas: dict[str, Any], said: str, *, whole: bool = True) -> Any:
+    """A body of the described shape in which every free text is `said`; with what is required alone if not `whole`."""
+
+    def part(inner: Any) -> Any:
+        return _sample(inner, schemas, said, whole=whole)
+
     shape = _resolve(shape, schemas)
     for choice in ("anyOf", "oneOf"):
         if choice in shape:
-            return _sample(shape[choice][0], schemas, said)
+            return part(shape[choice][0])
     if "const" in shape or "enum" in shape:
         return shape.get("const", shape.get("enum", [None])[0])
     kind = shape.get("type", "object")
     if kind == "object":
-        extra = shape.get("additionalProperties")
-        if isinstance(extra, dict):
+        if isinstance(shape.get("additionalProperties"), dict):
             return {said: said}
-        return {name: _sample(part, schemas, said) for name, part in shape.get("properties", {}).items()}
+        named = shape.get("properties", {})
+        return {name: part(named[name]) for name in named if whole or name in shape.get("required", ())}
     if kind == "array":
-        return [_sample(shape.get("items", {}), schemas, said)]
+        return [part(inner) for inner in shape.get("prefixItems") or [shape.get("items", {})]]
     if kind == "string":
         return "2026-01-02T03:04:05Z" if shape.get("format") == "date-time" else said
     return {"integer": 1, "number": 1, "boolean": True}.get(kind)
+
+
+SOUND = {"email": "a@example.org", "model": "openai/gpt", "sha256": "0" * 64}
+"""Required fields in which no free text is sound."""
+
+
+async def test_an_unknown_field_is_what_a_body_is_refused_for(
+    http: aiohttp.ClientSession, posts: list[Post], database: DatabaseSettings
+) -> None:
+    """Nothing else is wrong with it. `/v1` takes fields that it does not know, as servers of OpenAI's API do."""
+    before = await _rows(database)
+    for post in posts:
+        if post.path.startswith("/v1/"):
+            continue
+        sample = _sample(post.shape, post.schemas, "a" * 12, whole=False)
+        events = isinstance(sample, list)
+        body = sample[0] if events else sample
+        body |= {name: SOUND[name] for name in SOUND if name in body} | {"nobody_knows": 1}
+        headers = {**post.headers, "content-type": CONTENT}
+        async with http.post(
+            post.url, data=json.dumps([body] if events else body), headers=headers
+        ) as answer:
+            said = await answer.json(content_type=None)
+        if events:
+            assert (answer.status, said["accepted"], said["verdicts"][0]["code"]) == (200, 0, "schema")
+            assert said["verdicts"][0]["message"] == "Object contains an unknown field"
+        else:
+            assert (answer.status, said.get("code")) == (422, "invalid_request"), post.path
+            assert said["errors"][0]["message"] == "Object contains unknown field `nobody_knows`", post.path
+    assert await _rows(database) == before
 
 
 STRANGE = [
