@@ -74,6 +74,16 @@ QUEUE_DEAD: Final = Counter("queue_dead_letters", "Messages given up after their
 QUEUE_DEAD_WAITING: Final = Gauge(
     "queue_dead_letters_waiting", "Dead letters that wait for a person to redrive or drop them", ("queue",)
 )
+USAGE_DAMAGED_OBJECTS: Final = Gauge(
+    "usage_damaged_objects",
+    "Objects of the lake's usage_events that are lost or changed, as the last look at each found",
+)
+USAGE_MISSING_EVENTS: Final = Gauge(
+    "usage_missing_events", "Events that producers said they had sent and that have not landed"
+)
+USAGE_OPEN_CHECKPOINTS: Final = Gauge(
+    "usage_open_checkpoints", "Checkpoints of producers that differ from what has landed", ("state",)
+)
 OUTBOX_LATENCY: Final = Histogram(
     "outbox_relay_latency_seconds",
     "Time from the insert into the outbox to the durable append",

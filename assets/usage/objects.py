@@ -118,8 +118,17 @@ def record(lake: Lake, database: DatabaseSettings) -> int:
 
 
 def recorded(lake: Lake, database: DatabaseSettings) -> list[Recorded]:
-    """The objects that the table names now, by slice. Records what is not recorded yet."""
+    """The objects that the table names now, by slice. Records what is not recorded yet.
+
+    Raises:
+        ObjectProblemError: an object is gone before it was recorded.
+    """
     record(lake, database)
+    return known(lake, database)
+
+
+def known(lake: Lake, database: DatabaseSettings) -> list[Recorded]:
+    """The objects that were recorded and not replaced, by slice."""
     connection = psycopg2.connect(libpq_dsn(database, "system"))
     try:
         with connection, connection.cursor() as cursor:

@@ -15,7 +15,14 @@ from assets.slices.losses import promised
 from assets.slices.progress import landed_from
 from assets.usage import schema
 from assets.usage.generation import usage_lake
-from assets.usage.objects import COLUMNS_READ, ObjectProblemError, checked, from_row, record
+from assets.usage.objects import (
+    COLUMNS_READ,
+    ObjectProblemError,
+    Recorded,
+    checked,
+    from_row,
+    record,
+)
 from core.database.urls import libpq_dsn
 from core.lake import Lake
 from core.lake.objects import named
@@ -48,28 +55,45 @@ def scrub(objects: ObjectSettings, database: DatabaseSettings, *, most_bytes: in
     try:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            for generation, known in _due(cursor, most_bytes):
-                lake = lakes.setdefault(generation, usage_lake(objects, database, generation))
-                handle = lake.open(schema.EVENTS)
-                problem = None
-                try:
-                    checked(lake, known, {} if handle is None else named(handle))
-                except ObjectProblemError as error:
-                    problem = error.what
-                cursor.execute(
-                    "update usage_object set checked_at = now(), problem = %s where generation = %s and path = %s",
-                    (problem, generation, known.path),
-                )
-                done, read = done + 1, read + known.bytes
-            problems += [
-                str(ObjectProblemError(from_row(row[1:]), row[0], "as the last look at it found"))
-                for row in _rows(cursor, "problem, ", "and problem is not null order by first_slice, path")
-            ]
+            for generation, each in _due(cursor, most_bytes):
+                look(cursor, lakes.setdefault(generation, usage_lake(objects, database, generation)), each)
+                done, read = done + 1, read + each.bytes
+            problems += _broken(cursor)
             cursor.execute("select min(checked_at) from usage_object where replaced_at is null")
             (oldest,) = cursor.fetchone()
     finally:
         connection.close()
     return Scrubbed(done, read, oldest, problems)
+
+
+def broken(database: DatabaseSettings) -> list[str]:
+    """Objects that are lost or changed as the last look at each found, with their offsets and tenants."""
+    connection = psycopg2.connect(libpq_dsn(database, "system"), connect_timeout=3)
+    try:
+        with connection, connection.cursor() as cursor:
+            return _broken(cursor)
+    finally:
+        connection.close()
+
+
+def look(cursor: Any, lake: Lake, of: Recorded) -> None:
+    """Read an object and write down what is wrong with it, or that nothing is."""
+    handle, problem = lake.open(schema.EVENTS), None
+    try:
+        checked(lake, of, {} if handle is None else named(handle))
+    except ObjectProblemError as error:
+        problem = error.what
+    cursor.execute(
+        "update usage_object set checked_at = now(), problem = %s where generation = %s and path = %s",
+        (problem, lake.generation, of.path),
+    )
+
+
+def _broken(cursor: Any) -> list[str]:
+    return [
+        str(ObjectProblemError(from_row(row[1:]), row[0], "as the last look at it found"))
+        for row in _rows(cursor, "problem, ", "and problem is not null order by first_slice, path")
+    ]
 
 
 def _sync(lake: Lake, database: DatabaseSettings) -> list[str]:
@@ -94,9 +118,9 @@ def _due(cursor: Any, most_bytes: int) -> list[tuple[int, Any]]:
     for row in _rows(cursor, "generation, ", "order by (problem is null), checked_at, path limit 10000"):
         if taken >= most_bytes:
             break
-        known = from_row(row[1:])
-        chosen.append((row[0], known))
-        taken += known.bytes
+        each = from_row(row[1:])
+        chosen.append((row[0], each))
+        taken += each.bytes
     return chosen
 
 

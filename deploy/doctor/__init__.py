@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from deploy.doctor.dagster import dagster as dagster_state
+from deploy.doctor.facts import objects, senders
 from deploy.doctor.finding import Finding, Level
 from deploy.doctor.flow import audit_lag, dead_letters, publication_lag, queues, relay_lag, usage_owners
 from deploy.doctor.machine import disk, kernel, memory, packages
@@ -27,6 +28,8 @@ CHECKS: tuple[Check, ...] = (
     publication_lag,
     usage_owners,
     audit_lag,
+    objects,
+    senders,
     dead_letters,
     queues,
     dagster_state,

@@ -1,7 +1,8 @@
 """Dagster: whether the code is loaded, what has stopped, which checks are red, which runs failed."""
 
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deploy.dagster_web import ask, cause, location_trouble
@@ -51,6 +52,8 @@ def dagster(installation: Installation) -> Iterator[Finding]:
     definitions = ask(port, DEFINITIONS)
     yield from instigators(definitions)
     yield from red_checks(definitions)
+    if advisory := advisory_checks(definitions):
+        yield from red_advice(advisory, ask(port, newest_executions(advisory)))
     yield from failed_runs(ask(port, FAILED_RUNS, since=time.time() - LATELY_SECONDS))
 
 
@@ -92,6 +95,44 @@ def red_checks(answer: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("dagster checks", Level.FAIL, f"red: {', '.join(red)}", mend)
     else:
         yield Finding("dagster checks", Level.OK, f"none of {count} blocking checks is red")
+
+
+def advisory_checks(answer: Mapping[str, Any]) -> list[tuple[Sequence[str], str]]:
+    """Asset key and name of each check that stops nothing where it is red."""
+    return [
+        (asset["assetKey"]["path"], check["name"])
+        for asset in answer["assetNodes"]
+        for check in asset["assetChecksOrError"].get("checks", ())
+        if not check["blocking"]
+    ]
+
+
+def newest_executions(checks: Sequence[tuple[Sequence[str], str]]) -> str:
+    """A query for their newest executions, `c0` for the first check. They run on clocks of their own, so mostly there is
+    none of the latest materialization."""
+    each = "assetCheckExecutions(assetKey: {path: %s}, checkName: %s, limit: 5) { status evaluation { severity } }"
+    asked = (
+        f"c{number}: {each % (json.dumps(path), json.dumps(name))}"
+        for number, (path, name) in enumerate(checks)
+    )
+    return f"{{ {' '.join(asked)} }}"
+
+
+def red_advice(checks: Sequence[tuple[Sequence[str], str]], answer: Mapping[str, Any]) -> Iterator[Finding]:
+    """Checks whose newest finished execution is red, by the severity that each gave itself: nobody is stopped by
+    them, so somebody must be told."""
+    red: dict[Level, list[str]] = {Level.FAIL: [], Level.WARN: []}
+    for number, (path, name) in enumerate(checks):
+        done = [one for one in answer[f"c{number}"] if one["status"] not in {"IN_PROGRESS", "SKIPPED"}]
+        if done and done[0]["status"] != "SUCCEEDED":
+            severity = (done[0]["evaluation"] or {}).get("severity")
+            red[Level.FAIL if severity == "ERROR" else Level.WARN].append(f"{'/'.join(path)}: {name}")
+    mend = "open the check in the Dagster UI; it names what does not hold"
+    for level, names in red.items():
+        if names:
+            yield Finding("dagster advice", level, f"red: {', '.join(names)}", mend)
+    if not any(red.values()):
+        yield Finding("dagster advice", Level.OK, f"none of {len(checks)} other checks is red")
 
 
 def failed_runs(answer: Mapping[str, Any]) -> Iterator[Finding]:

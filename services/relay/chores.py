@@ -21,6 +21,11 @@ from core.topology import dead_letters_of, queue_names
 
 PUBLISHED: Final = "usage.records"
 """Topic whose published cells are compared with its end."""
+FACTS: Final = text(
+    "select (select count(*) from usage_object where replaced_at is null and problem is not null), "
+    "count(*) filter (where state = 'incomplete'), count(*) filter (where state = 'different'), "
+    "coalesce(sum(missing_events), 0)::bigint from usage_checkpoint where state in ('incomplete', 'different')"
+)
 
 _LOG = Logger("services.relay.chores")
 
@@ -89,6 +94,14 @@ def chores(database: Database, log: EventLog, objects: ObjectStore, queue: WorkQ
         telemetry.CONSUMER_LAG_RECORDS.labels(PUBLISHED, "usage_cells").set(behind.records)
         telemetry.CONSUMER_LAG_SECONDS.labels(PUBLISHED, "usage_cells").set(behind.seconds)
 
+    async def measure_facts() -> None:
+        async with database.writer() as connection:
+            damaged, incomplete, different, missing = (await connection.execute(FACTS)).one()
+        telemetry.USAGE_DAMAGED_OBJECTS.set(damaged)
+        telemetry.USAGE_MISSING_EVENTS.set(missing)
+        telemetry.USAGE_OPEN_CHECKPOINTS.labels("incomplete").set(incomplete)
+        telemetry.USAGE_OPEN_CHECKPOINTS.labels("different").set(different)
+
     async def sweep() -> None:
         async with database.writer() as connection:
             answers = await idempotency.forget_old(connection)
@@ -101,6 +114,7 @@ def chores(database: Database, log: EventLog, objects: ObjectStore, queue: WorkQ
         Chore("backlog", 2, measure),
         Chore("queues", 5, measure_queues),
         Chore("publication lag", 5, measure_publication),
+        Chore("facts of usage", 600, measure_facts),
         Chore("sweep", 600, sweep),
         Chore("expire records", 60, log.expire),
         Chore("sweep objects", 3600, objects.sweep),

@@ -134,9 +134,11 @@ class Site:
 
     def damage(self, path: str, change: Callable[[bytes], bytes]) -> None:
         """Write other bytes where an object of `usage_events` lies."""
-        lake = self.lake()
-        data = change(content(lake, schema.EVENTS, path))
-        stream = self._store(lake)._handler.open_output_stream(path)
+        self.put(path, change(content(self.lake(), schema.EVENTS, path)))
+
+    def put(self, path: str, data: bytes) -> None:
+        """An object of `usage_events` has these bytes."""
+        stream = self._store(self.lake())._handler.open_output_stream(path)
         stream.write(data)
         stream.close()
 

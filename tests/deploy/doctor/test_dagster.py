@@ -108,6 +108,42 @@ def test_a_red_check(answer: dict[str, Any]) -> None:
     assert one(dagster.red_checks(answer)).level is Level.OK
 
 
+CLOCKED = [(["usage_events"], "objects_intact"), (["topics", "usage_records"], 'a "quoted" one')]
+
+
+def test_the_locked_dagster_understands_the_query_for_checks_on_clocks() -> None:
+    assert validate(create_schema().graphql_schema, parse(dagster.newest_executions(CLOCKED))) == []
+
+
+def test_checks_that_stop_nothing_are_asked_for(answer: dict[str, Any]) -> None:
+    clocked = {"name": "objects_intact", "blocking": False, "executionForLatestMaterialization": None}
+    answer["assetNodes"][0]["assetChecksOrError"]["checks"].append(clocked)
+    assert dagster.advisory_checks(answer) == [(["usage_hourly"], "objects_intact")]
+
+
+@pytest.mark.parametrize(
+    ("newest", "level"),
+    [
+        ([], Level.OK),
+        ([("SUCCEEDED", "ERROR"), ("FAILED", "ERROR")], Level.OK),
+        ([("FAILED", "ERROR"), ("SUCCEEDED", "ERROR")], Level.FAIL),
+        ([("IN_PROGRESS", None), ("FAILED", "ERROR")], Level.FAIL),
+        ([("FAILED", "WARN")], Level.WARN),
+        ([("EXECUTION_FAILED", None)], Level.WARN),
+    ],
+)
+def test_a_check_that_stops_nothing_is_as_bad_as_it_says(
+    newest: list[tuple[str, str | None]], level: Level
+) -> None:
+    """Whatever was materialized since: the newest that has ended counts."""
+    said = [
+        {"status": status, "evaluation": severity and {"severity": severity}} for status, severity in newest
+    ]
+    found = one(dagster.red_advice(CLOCKED, {"c0": said, "c1": []}))
+    assert found.level is level
+    assert ("usage_events: objects_intact" in found.detail) is (level is not Level.OK)
+
+
 def test_runs_that_failed_for_good() -> None:
     run = {"runId": "0123456789abcdef", "jobName": "usage_slice", "tags": []}
     retried = run | {"tags": [{"key": "dagster/will_retry", "value": "true"}]}

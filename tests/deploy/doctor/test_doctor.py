@@ -19,7 +19,7 @@ from core.queue.postgres import PostgresQueue
 from core.settings import DatabaseSettings, EventLogSettings
 from core.topology import TOPICS
 from deploy import doctor
-from deploy.doctor import Finding, Level, flow, machine, platform
+from deploy.doctor import Finding, Level, facts, flow, machine, platform
 from deploy.installation import Installation, prepare
 from deploy.supervisor.run_folder import RunFolder
 from tests.servers import free_port
@@ -168,6 +168,41 @@ def test_usage_that_is_charged_to_nobody(started: Installation, execute: Execute
     found = worst(flow.usage_owners, started)
     assert (found.level, "org_mistyped (2000000000)" in found.detail) == (Level.FAIL, True)
     assert "tenant" in found.mend
+
+
+def test_objects_that_are_lost_or_changed(started: Installation, execute: Execute) -> None:
+    execute("delete from usage_object", "delete from usage_object")
+    assert worst(facts.objects, started).level is Level.OK
+    execute(
+        "insert into usage_object (generation, path, bytes, records, sha256, first_slice, last_slice, ranges, tenants, problem) "
+        'select 1, \'part-\' || n, 9, 3, repeat(\'0\', 64), n, n, \'[{"topic_id": "t", "partition": 2, "first": 7, "end": 10}]\', '
+        "'[\"org_doctor\"]', case when n = 9 then null when n = 1 then 'changed' else 'lost' end from unnest(array[1, 2, 3, 4, 9]) n",
+        "delete from usage_object",
+    )
+    found = worst(facts.objects, started)
+    assert found.level is Level.FAIL
+    assert (
+        "usage_events/part-1 (topic id t, partition 2, offsets 7 to 9; slices 1 to 1; tenants org_doctor)"
+        in found.detail
+    )
+    assert "is changed" in found.detail
+    assert found.detail.endswith("; and 1 more"), "the one that is whole is none of them"
+    assert "restore it from a copy" in found.mend
+
+
+def test_events_that_were_sent_and_are_not_there(started: Installation, execute: Execute) -> None:
+    execute("delete from usage_checkpoint", "delete from usage_checkpoint")
+    assert worst(facts.senders, started).level is Level.OK
+    execute(
+        "insert into usage_checkpoint (tenant_id, id, producer, incarnation, first_sequence, last_sequence, hash, received, "
+        "slice, slices, due, state, missing_events) "
+        "values ('org_doctor', 'c', 'crm', 'life', 1, 9, '', now(), 1, '{1}', '{}', 'incomplete', 4)",
+        "delete from usage_checkpoint",
+    )
+    found = worst(facts.senders, started)
+    assert found.level is Level.WARN
+    assert found.detail == "org_doctor, producer crm life: incomplete, 4 missing of 1 to 9"
+    assert "`headrace usage producers`" in found.mend
 
 
 async def test_records_that_are_not_published(
