@@ -1,8 +1,10 @@
 """Every command of the package is found, explains itself with examples, and fails with a sentence."""
 
 import argparse
+import itertools
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,19 +33,38 @@ EXPECTED = {
 }  # fmt: skip
 
 
+TOP = parser()
+COMMANDS = commands(TOP)
+
+
 def test_all_commands_are_there() -> None:
-    assert set(commands(parser())) >= EXPECTED
+    assert set(COMMANDS) >= EXPECTED
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_help_has_examples(name: str) -> None:
-    text = commands(parser())[name].format_help()
-    assert "examples:" in text
-    assert f"headrace {name}" in text
+def words(example: str) -> list[str]:
+    """Those of the command itself, without what the shell does with its output."""
+    split = shlex.shlex(example, posix=True, punctuation_chars=True)
+    split.whitespace_split = True
+    return list(itertools.takewhile(lambda word: word not in {"|", ">"}, split))
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_has_examples_that_parse(name: str) -> None:
+    text = COMMANDS[name].format_help()
+    examples = text.partition("examples:\n")[2].replace("\\\n", " ").splitlines()
+    own = [
+        line.split()
+        for line in examples
+        if line.split()[: 1 + len(name.split())] == ["headrace", *name.split()]
+    ]
+    assert own, text
     assert "--data" in text
+    for line in examples:
+        if line.split()[0] == "headrace":
+            TOP.parse_args(words(line)[1:])
 
 
-@pytest.mark.parametrize("name", sorted({name.split()[0] for name in EXPECTED if " " in name}))
+@pytest.mark.parametrize("name", sorted({name.split()[0] for name in COMMANDS if " " in name}))
 def test_help_of_a_group_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([name, "--help"])
