@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.client import ApiError, PlatformUnreachableError
     from deploy.demo import answers, report, sample
     from deploy.demo.run import DemoError, Settings
-    from deploy.imports.reader import ImportFileError
+    from deploy.imports.mapping import ImportFileError
     from deploy.session import operator, settings_of
 
     if arguments.trace is not None and not arguments.trace.is_file():

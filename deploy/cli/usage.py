@@ -1,4 +1,4 @@
-"""`headrace usage import`: anybody's CSV becomes usage events of a tenant; `usage producers`: who lacks what."""
+"""`headrace usage import`: anybody's CSV or JSON lines become usage events of a tenant; `usage producers`: who lacks what."""
 
 import argparse
 import json
@@ -14,11 +14,17 @@ from deploy.cli.frame import (
     print_json,
     running_installation,
 )
+from deploy.imports.mapping import Mapped
+from deploy.imports.times import UNITS, Relative, parse_time
 
 EXAMPLES = (
     "headrace usage import requests.csv --tenant acme --source crm --time-column at --meter llm.tokens.input=prompt",
     "headrace usage import trace.csv --tenant acme --source gpu-1 --time-column TIMESTAMP \\",
     "    --meter llm.tokens.input=ContextTokens --meter llm.tokens.output=GeneratedTokens --json report.json",
+    "headrace usage import trace.jsonl --tenant acme --source gpu-2 --time-column timestamp --time-unit ms \\",
+    "    --time-origin 2026-01-01T00:00:00Z --meter llm.tokens.input=input_length",
+    "headrace usage import rates.csv --tenant acme --source gpu-3 --columns at,rate,,model --time-column at \\",
+    "    --time-unit s --time-origin 1970-01-01T00:00:00Z --meter api.requests=rate --round-quantities",
 )
 SHOWN = 20
 
@@ -30,23 +36,51 @@ def register(subparsers: Subparsers) -> None:
     parser = command(
         group,
         "import",
-        "Import a CSV file as usage of a tenant; running it twice changes nothing",
+        "Import a file as usage of a tenant; running it twice changes nothing",
         run,
         examples=EXAMPLES,
         json_output=False,
     )
-    parser.add_argument("file", type=Path, help="CSV in UTF-8 whose first line names the columns")
+    parser.add_argument("file", type=Path, help="in UTF-8: JSON lines (.jsonl, .ndjson), else CSV")
     parser.add_argument("--tenant", required=True, help="slug of the organisation; made where it is missing")
     parser.add_argument(
-        "--source", required=True, help="where the usage comes from; part of every event's identity"
+        "--source",
+        required=True,
+        help="where the usage comes from; part of every event's identity: equal rows of two files are one "
+        "unless their sources differ",
     )
-    parser.add_argument("--time-column", required=True, metavar="COLUMN", help="times without a zone are UTC")
+    parser.add_argument(
+        "--columns",
+        metavar="A,B,C",
+        help="names for the columns of a CSV file without a header; leave empty what is not needed",
+    )
+    parser.add_argument(
+        "--time-column",
+        required=True,
+        metavar="COLUMN",
+        help="dates with a time of day; without a zone they are UTC",
+    )
+    parser.add_argument(
+        "--time-unit",
+        choices=tuple(UNITS),
+        help="the times are numbers that count this from --time-origin on",
+    )
+    parser.add_argument(
+        "--time-origin",
+        metavar="TIME",
+        help="when their 0 was, such as 2026-01-01T00:00:00Z; 1970-01-01T00:00:00Z for Unix times",
+    )
     parser.add_argument(
         "--meter",
         required=True,
         action="append",
         metavar="NAME=COLUMN",
         help="a meter and the column of its quantity",
+    )
+    parser.add_argument(
+        "--round-quantities",
+        action="store_true",
+        help="round to nine digits behind the point, half to even; else rows with more are bad",
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the report here")
 
@@ -106,12 +140,12 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from deploy.client import ApiError, Client, PlatformUnreachableError
-    from deploy.imports.reader import ImportFileError, Mapped
+    from deploy.imports.mapping import ImportFileError
     from deploy.imports.runner import examine, run_import
     from deploy.session import operator
 
     installation = running_installation(arguments)
-    mapped = Mapped(arguments.source, arguments.time_column, meters_of(arguments.meter))
+    mapped = mapped_of(arguments)
     owner = operator(installation)
     try:
         found = examine(arguments.file, mapped)  # a file that cannot be imported makes no tenant
@@ -141,8 +175,40 @@ def run(arguments: argparse.Namespace) -> int:
     note(
         f"{report.accepted:,} of {report.events:,} events accepted from {report.rows:,} rows of {arguments.file}; "
         f"{len(report.bad_rows)} bad rows left out, {len(report.refused)} events refused"
+        + (f"; {report.rounded:,} quantities rounded" if report.rounded else "")
     )
     return 0
+
+
+def mapped_of(arguments: argparse.Namespace) -> Mapped:
+    """What the options say of the file. Raises: CommandError."""
+    columns = tuple(arguments.columns.split(",")) if arguments.columns is not None else ()
+    named = [name for name in columns if name]
+    if arguments.columns is not None and (not named or len(set(named)) < len(named)):
+        raise CommandError("--columns must name each column once, for example --columns at,rate,,model")
+    return Mapped(
+        arguments.source,
+        arguments.time_column,
+        meters_of(arguments.meter),
+        columns=columns,
+        relative=relative_of(arguments.time_unit, arguments.time_origin),
+        round_quantities=arguments.round_quantities,
+    )
+
+
+def relative_of(unit: str | None, origin: str | None) -> Relative | None:
+    """An origin is never guessed. Raises: CommandError."""
+    if unit is None and origin is None:
+        return None
+    if unit is None or origin is None:
+        raise CommandError(
+            "--time-unit and --time-origin go together: what the numbers count, and when their 0 was "
+            "(1970-01-01T00:00:00Z for Unix times)"
+        )
+    try:
+        return Relative(unit, parse_time(origin))
+    except ValueError as error:
+        raise CommandError(f"--time-origin {error}") from None
 
 
 def meters_of(pairs: list[str]) -> dict[str, str]:

@@ -18,7 +18,8 @@ from core.eventlog import open_eventlog
 from core.settings import DatabaseSettings, EventLogSettings
 from deploy.client import Client, Operator
 from deploy.demo import memory, mischief, oracle
-from deploy.imports.reader import BadRow, Mapped, events
+from deploy.imports.mapping import BadRow, Mapped
+from deploy.imports.reader import events
 from deploy.imports.runner import ImportReport, run_import, send
 
 MAPPED_COLUMNS = {"llm.tokens.input": "ContextTokens", "llm.tokens.output": "GeneratedTokens"}

@@ -1,4 +1,4 @@
-"""Sends a CSV file to a tenant through the public API; killed at any moment, the next run goes on.
+"""Sends a file to a tenant through the public API; killed at any moment, the next run goes on.
 
 The checkpoint says how many events of the file were acknowledged and which of them were refused, so that the
 report is that of an import which nothing disturbed. For the rest it only saves time: what is sent twice has
@@ -20,7 +20,8 @@ from core.contracts.usage import UsageEvent
 from core.meters import METERS
 from deploy.client import Client
 from deploy.imports.checkpoint import Checkpoint
-from deploy.imports.reader import BadRow, ImportFileError, Mapped, Scan, events, scan
+from deploy.imports.mapping import BadRow, ImportFileError, Mapped
+from deploy.imports.reader import Scan, events, scan
 
 BATCH = 1000
 IN_FLIGHT = 4
@@ -36,6 +37,8 @@ class ImportReport:
     accepted: int = 0
     refused: list[dict[str, Any]] = field(default_factory=list)
     bad_rows: list[dict[str, object]] = field(default_factory=list)
+    rounded: int = 0
+    """Events whose quantity was rounded, where that was asked for."""
     resumed_from: int = 0
     """Events that an earlier, interrupted run had already sent; the other fields speak of both runs."""
 
@@ -84,13 +87,13 @@ def run_import(
     found = found or examine(path, mapped)
     if found.first is None or found.last is None:
         raise ImportFileError(f"{path} has no row that can be imported")
-    report = ImportReport(tenant_name, mapped.source, found.rows, found.events)
+    report = ImportReport(tenant_name, mapped.source, found.rows, found.events, rounded=found.rounded)
     report.bad_rows = [asdict(bad) for bad in found.bad]  # the whole file is scanned each time
     declared = client.post(
         "/api/v1/usage/imports",
         {"source": mapped.source, "period_start": rfc3339(found.first), "period_end": _end(found.last)},
     )
-    checkpoint = Checkpoint(checkpoints / f"{_fingerprint(tenant_id, mapped, found.sha256)}.json")
+    checkpoint = Checkpoint(checkpoints / f"{fingerprint(tenant_id, mapped, found.sha256)}.json")
     reached = checkpoint.read()
     report.resumed_from = done = reached.acknowledged
     report.accepted, report.refused = reached.accepted, reached.refused
@@ -138,6 +141,13 @@ def _end(last: datetime) -> str:
     return rfc3339(last + timedelta(milliseconds=1))
 
 
-def _fingerprint(tenant_id: str, mapped: Mapped, sha256: str) -> str:
-    parts = (tenant_id, mapped.source, mapped.time_column, json.dumps(dict(mapped.meters)), sha256)
+def fingerprint(tenant_id: str, mapped: Mapped, sha256: str) -> str:
+    """Names the checkpoint: of one file for one tenant, read in one way."""
+    parts = [tenant_id, mapped.source, mapped.time_column, json.dumps(dict(mapped.meters)), sha256]
+    if mapped.columns:
+        parts.append(f"columns {json.dumps(mapped.columns)}")
+    if mapped.relative:
+        parts.append(f"times {mapped.relative.unit} {mapped.relative.origin.isoformat()}")
+    if mapped.round_quantities:
+        parts.append("rounded")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,14 +1,18 @@
 """Options of `headrace usage import`."""
 
+import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from deploy.cli import usage
 from deploy.cli.frame import CommandError
 from deploy.cli.main import main
 from deploy.cli.usage import meters_of
-from deploy.imports.reader import ImportFileError, Mapped
+from deploy.imports.mapping import ImportFileError, Mapped
 from deploy.imports.runner import examine
+from deploy.imports.times import Relative
 from deploy.installation import prepare
 from tests.servers import free_port
 
@@ -59,3 +63,35 @@ def test_a_file_that_cannot_be_imported_asks_the_platform_for_nothing(
     )
     run.unlock()
     assert "cannot open" in capsys.readouterr().err
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    usage.register(parser.add_subparsers())
+    return parser.parse_args(["usage", "import", "f", "--tenant", "t", "--source", "s", "--time-column", "at", *words])  # fmt: skip
+
+
+def test_options_say_what_a_file_without_names_means() -> None:
+    plain = usage.mapped_of(options("--meter", "api.requests=n"))
+    assert plain == Mapped("s", "at", {"api.requests": "n"})
+    words = ("--columns", "at,n,,model", "--time-unit", "ms", "--time-origin", "2026-01-01T08:00:00+08:00")
+    told = usage.mapped_of(options("--meter", "api.requests=n", *words, "--round-quantities"))
+    assert told.columns == ("at", "n", "", "model")
+    assert told.relative == Relative("ms", datetime(2026, 1, 1, tzinfo=UTC))
+    assert told.round_quantities
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--time-unit", "s"), "go together.*1970-01-01T00:00:00Z for Unix"),
+        (("--time-origin", "2026-01-01T00:00:00Z"), "go together"),
+        (("--time-unit", "s", "--time-origin", "today"), "--time-origin is not a time"),
+        (("--columns", ""), "--columns must name"),
+        (("--columns", ",,"), "--columns must name"),
+        (("--columns", "at,n,n"), "--columns must name each column once"),
+    ],
+)
+def test_what_is_half_said_is_refused(words: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(CommandError, match=reason):
+        usage.mapped_of(options("--meter", "api.requests=n", *words))

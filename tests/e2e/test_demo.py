@@ -220,6 +220,9 @@ def test_a_second_up_on_the_folder_is_refused(headrace: Made) -> None:
 def test_each_other_command_of_the_readme_works(headrace: Made, line: str) -> None:
     home = headrace.data.parents[1]
     (home / "requests.csv").write_text("at,prompt\n2026-01-01T00:00:00Z,12\n2026-01-01T00:00:01Z,30\n")
+    (home / "trace.jsonl").write_text(
+        '{"timestamp": 0, "input_length": 12}\n{"timestamp": 40, "input_length": 30}\n'
+    )
     model = {"litellm_provider": "azure", "mode": "chat", "input_cost_per_token": 2.5e-06}
     (home / "model_prices_and_context_window.json").write_text(json.dumps({"azure/gpt-4o": model}))
     done = subprocess.run(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from core.contracts.usage import UsageEvent
-from deploy.imports.reader import BadRow, ImportFileError, Mapped, events, scan
+from deploy.imports.mapping import BadRow, ImportFileError, Mapped
+from deploy.imports.reader import events, scan
 from deploy.imports.times import parse_time
 
 MAPPED = Mapped("file", "at", {"llm.tokens.input": "in", "llm.tokens.output": "out"})

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from deploy.client import ApiError, Client
 from deploy.imports import runner
-from deploy.imports.reader import Mapped
+from deploy.imports.mapping import Mapped
 from deploy.imports.runner import ImportReport, run_import
+from deploy.imports.times import Relative
 from tests.doubles.ingest import IngestDouble
 
 MAPPED = Mapped("file", "at", {"api.requests": "n"})
@@ -132,3 +134,33 @@ def test_a_checkpoint_from_before_it_kept_verdicts_is_read(file: Path, tmp_path:
     report = imported(api, file, folder)
     assert (report.resumed_from, report.accepted) == (20, 38)
     assert [verdict["index"] for verdict in report.refused] == [7, 9]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(MAPPED, columns=("at", "n")),
+        replace(MAPPED, relative=Relative("s", datetime(2026, 1, 1, tzinfo=UTC))),
+        replace(MAPPED, relative=Relative("ms", datetime(2026, 1, 1, tzinfo=UTC))),
+        replace(MAPPED, relative=Relative("s", datetime(2025, 1, 1, tzinfo=UTC))),
+        replace(MAPPED, round_quantities=True),
+    ],
+)
+def test_an_import_that_reads_the_file_in_another_way_does_not_go_on_from_the_first(other: Mapped) -> None:
+    assert runner.fingerprint("org_a", other, "0" * 64) != runner.fingerprint("org_a", MAPPED, "0" * 64)
+
+
+def test_a_checkpoint_of_csv_with_a_header_keeps_its_name() -> None:
+    """A literal: an import that an earlier version began goes on."""
+    mapped = Mapped("crm", "at", {"llm.tokens.input": "in", "llm.tokens.output": "out"})
+    assert runner.fingerprint("org_a", mapped, "ab" * 32) == "6b3e2d9ac944b062cdc82e27bbe111ae"
+
+
+def test_an_import_of_rates_says_how_many_it_rounded(tmp_path: Path) -> None:
+    path = tmp_path / "rates.jsonl"
+    path.write_text("".join(f'{{"at": {at}, "n": {at / 3}}}\n' for at in range(4)))
+    mapped = replace(MAPPED, relative=Relative("s", datetime(2026, 1, 1, tzinfo=UTC)), round_quantities=True)
+    api = IngestDouble()
+    with api.serve() as url, Client(url, patience=5) as client:
+        report = run_import(client, path, mapped, tenant_id="org_a", tenant_name="acme", checkpoints=tmp_path)
+    assert (report.rows, report.accepted, report.rounded, len(set(api.ids))) == (4, 4, 2, 4)
