@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -31,11 +32,16 @@ from deploy.servers.postgres import postgres as postgres_server
 from tests.e2e.visitor import Visitor, visitor
 from tests.servers import database_settings, free_port, kill, running, start, stop
 from tests.services.process import OWNER_EMAIL, OWNER_PASSWORD, REPOSITORY, environment, service
+from tests.services.web.lists_double import source
 
 WORDS = 100
 ANSWER = " ".join(f"word{number}" for number in range(WORDS))
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"> <script>document.title='taken'</script>"
-PAGES = ("/conversations", "/usage", "/invoice", "/keys", "/operations")
+QUOTE = "Pumps are checked each week."
+PAGES = (
+    *("/conversations", "/documents", "/documents/doc_001", "/usage", "/invoice", "/keys", "/operations"),
+    f"/documents/doc_001/versions/1/text?start=0&end={len(QUOTE)}",
+)
 
 
 @dataclass
@@ -56,7 +62,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(valkey: CacheSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder, password = tmp_path_factory.mktemp("pages"), secrets.token_hex(16)
-    names = ("postgres", "provider", "users", "billing", "relay", "agents", "gateway", "web")
+    names = ("postgres", "provider", "users", "billing", "relay", "agents", "gateway", "web", "memory")
     ports = {name: free_port() for name in names}
     with ExitStack() as stack:
 
@@ -67,12 +73,14 @@ def site(valkey: CacheSettings, tmp_path_factory: pytest.TempPathFactory) -> Ite
         database = database_settings(ports["postgres"], password)
         asyncio.run(_topics(database))
         begin(_provider(ports["provider"]))
+        stack.enter_context(source(QUOTE).beside(ports["memory"]))
         at = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         variables = environment(
             folder, database, valkey, users_port=ports["users"], gateway_port=ports["gateway"]
         ) | {
             "HEADRACE_BILLING_URL": at["billing"],
             "HEADRACE_AGENTS_URL": at["agents"],
+            "HEADRACE_MEMORY_URL": at["memory"],
             "HEADRACE_WEB_URL": at["web"],
             "HEADRACE_RELAY_URL": at["relay"],
             "HEADRACE_SPOOL_DIR": str(folder / "spool"),
@@ -119,7 +127,10 @@ def test_an_answer_survives_a_reload_and_a_killed_gateway(person: Visitor, site:
     person.page.reload()
     person.answers.filter(has_text="word9 ").wait_for()
     site.lose_the_gateway()
+    ready = person.page.get_by_role("status").filter(has_text="The answer is ready.")
+    assert ready.count() == 0
     assert person.answered() == ANSWER
+    ready.wait_for()  # among what a screen reader is told
     person.page.reload()
     assert person.answers.all_inner_texts() == [ANSWER]
 
@@ -220,7 +231,8 @@ def test_every_page_has_names_for_what_is_on_it(site: Site, stack_programs: Prog
     assert stack_programs.chromium.exists()
     with visitor(site.web, language=language, dark=language == "zh") as opened:
         opened.sign_in(OWNER_EMAIL, OWNER_PASSWORD)
-        for path in PAGES:
+        opened.begin("Slow", "Tell me all of it")
+        for path in (urlsplit(opened.page.url).path, *PAGES):
             opened.go(path)
             assert opened.page.locator("h1").count() == 1, path
             nameless = opened.page.evaluate(

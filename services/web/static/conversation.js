@@ -8,6 +8,8 @@
   const steps = live.querySelector(".steps");
   const stop = live.querySelector(".stop");
   const approval = live.querySelector(".approval");
+  // Never hidden, unlike what is shown of a run: whoever cannot see the answer hears here that it is complete.
+  const ready = document.getElementById("ready");
   const says = live.dataset;
   const TYPES = ["run.queued", "run.started", "thinking.completed", "tool_call.started", "tool_result",
     "approval.requested", "approval.resolved", "retrieval.degraded", "message.delta", "message.completed", "usage", "run.takeover", "run.completed",
@@ -85,6 +87,7 @@
     let ended = false;
     following.add(run);
     show(run);
+    ready.textContent = "";
     steps.replaceChildren();
     status.textContent = says.waiting;
 
@@ -154,7 +157,10 @@
           linked(answer.words, data.text, data.citations || []);
           sources(answer.item, data.citations || []);
           break;
-        case "run.completed": end(""); break;
+        case "run.completed":
+          ready.textContent = ready.dataset.words;
+          end("");
+          break;
         case "run.failed": end(says.failed + " " + (data.message || "")); break;
         case "run.cancelled": end(says.cancelled); break;
       }

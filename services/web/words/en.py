@@ -18,7 +18,7 @@ WORDS: Final = {
     "no_agents": "There is no agent yet that can be asked. Make one through the API: POST /api/v1/agents.",
     "no_conversations": "No conversations yet.", "untitled": "Untitled", "more": "More", "more_bases": "More knowledge bases", "more_agents": "More agents", "title": "Title", "rename": "Rename",
     "delete": "Delete", "earlier": "Earlier messages", "latest": "Latest messages", "messages": "Messages", "you": "You", "answer": "Answer",
-    "sources": "Sources", "page": "page", "waiting": "Waiting for an agent…", "working": "Working…", "tool": "Uses",
+    "answer_ready": "The answer is ready.", "sources": "Sources", "page": "page", "waiting": "Waiting for an agent…", "working": "Working…", "tool": "Uses",
     "degraded": "Knowledge search is away; answered without it", "takeover": "Another instance goes on",
     "reconnecting": "The connection was lost; connecting again…", "stop": "Stop", "run_failed": "The run failed.",
     "run_cancelled": "The run was stopped.", "asks": "Waits for your decision", "approval": "May this be done?",

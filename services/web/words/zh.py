@@ -18,7 +18,7 @@ WORDS: Final = {
     "no_agents": "还没有可以提问的智能体。请通过 API 创建：POST /api/v1/agents。",
     "no_conversations": "还没有对话。", "untitled": "无标题", "more": "更多", "more_bases": "更多知识库", "more_agents": "更多智能体", "title": "标题", "rename": "重命名",
     "delete": "删除", "earlier": "更早的消息", "latest": "最新的消息", "messages": "消息", "you": "您", "answer": "回答",
-    "sources": "来源", "page": "页", "waiting": "正在等待智能体…", "working": "正在处理…", "tool": "使用",
+    "answer_ready": "回答已完成。", "sources": "来源", "page": "页", "waiting": "正在等待智能体…", "working": "正在处理…", "tool": "使用",
     "degraded": "知识检索暂不可用，未经检索作答", "takeover": "由另一个实例继续",
     "reconnecting": "连接中断，正在重新连接…", "stop": "停止", "run_failed": "运行失败。",
     "run_cancelled": "运行已停止。", "asks": "等待您的决定", "approval": "是否允许此操作？",

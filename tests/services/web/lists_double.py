@@ -1,7 +1,9 @@
 """Agents and memory as far as the lists of the pages see them: items in memory, in pages as the API gives them."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -29,6 +31,22 @@ class ListsDouble:
         items = self.lists.get(request.path, [])
         found = [one for one in items if not page.after or one["id"] < page.after]
         return web.json_response(listing(found[: page.fetch], page))
+
+    @contextmanager
+    def beside(self, port: int) -> Iterator[None]:
+        """Served by a thread, for tests that have no event loop."""
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        serving = self.serving(port)
+        try:
+            asyncio.run_coroutine_threadsafe(serving.__aenter__(), loop).result()
+            yield
+            asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
     @asynccontextmanager
     async def serving(self, port: int) -> AsyncIterator[None]:
@@ -58,9 +76,27 @@ def message(number: int, role: str = "user", run: str | None = None) -> dict[str
 
 
 def document(number: int, state: str = "indexed") -> dict[str, Any]:
-    version = {"reason": "", "size": 1, "chunks": 1}
+    version = {"reason": "", "size": 1, "chunks": 1, "next_attempt_at": None}
     name, key = f"file {number:03d}", f"doc_{number:03d}"
     return {"id": key, "name": name, "state": state, "version": version, "created_at": WHEN}
+
+
+def source(text: str) -> ListsDouble:
+    """A knowledge base with one document, which has this text."""
+    one, version = (
+        document(1),
+        {"version": 1, "state": "indexed", "media_type": "text/plain", "size": len(text)},
+    )
+    told = {**version, "pages": 1, "characters": len(text), "chunks": 1, "stage_at": WHEN}
+    path = f"/api/v1/documents/{one['id']}"
+    return ListsDouble(
+        {"/api/v1/knowledge-bases": [base(1)], "/api/v1/knowledge-bases/kb_001/documents": [one]},
+        {
+            path: {**one, "knowledge_base": "kb_001", "live_version": 1},
+            f"{path}/versions": {"data": [told]},
+            f"{path}/versions/1/text": {"text": text},
+        },
+    )
 
 
 def agent(number: int) -> dict[str, Any]:
