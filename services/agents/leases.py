@@ -126,11 +126,12 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
         ),
         {"tenant": identity.tenant_id, "run": identity.run_id},
     )
-    if not own:
+    question = next((row for row in own if row.place == 0), None)
+    if question is None:
         raise UnreadableError("no message of its turn is there")
     try:
-        said = [stored_message(row) for row in history]
-        asked = stored_message(own[0])
+        said = [stored_message(row) for row in (*history, *(row for row in own if row.place < 0))]
+        asked = stored_message(question)
     except msgspec.MsgspecError as error:
         raise UnreadableError("citations of its conversation") from error
     found = RunContext(

@@ -267,12 +267,13 @@ async def insert_messages(
     *,
     run_id: str | None = None,
     client_msg_id: str | None = None,
+    place: int = 0,
 ) -> None:
-    """The messages of a turn, from place 0 on."""
+    """Messages of a turn, from `place` on: at 0 is what its run answers, below what was told before it."""
     await connection.execute(
         text(
             "insert into message (tenant_id, id, conversation_id, run_id, turn, place, role, text, citations, client_msg_id)"
-            " select current_tenant(), m.id, :conversation, :run, :turn, m.place - 1, m.role, m.text,"
+            " select current_tenant(), m.id, :conversation, :run, :turn, m.place - 1 + cast(:place as int), m.role, m.text,"
             " cast(m.citations as jsonb), :sent"
             " from unnest(cast(:ids as text[]), cast(:roles as text[]), cast(:texts as text[]), cast(:citations as text[]))"
             " with ordinality as m (id, role, text, citations, place)"
@@ -282,6 +283,7 @@ async def insert_messages(
             "run": run_id,
             "turn": turn,
             "sent": client_msg_id,
+            "place": place,
             "ids": [one.id for one in said],
             "roles": [one.role for one in said],
             "texts": [one.text for one in said],

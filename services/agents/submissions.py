@@ -37,7 +37,7 @@ class Submission:
         agent_id, agent_version, spec: what answers; `agent_id` empty where `spec` is not an agent's.
         conversation_id: where it is said; None opens a conversation.
         client_msg_id: the caller's name for the message: sent again it is the same message.
-        prior: what was said before in a conversation that is opened with it.
+        prior: what was said before it: elsewhere, or since the last turn of the conversation.
         metadata: the caller's own; kept with the run.
     """
 
@@ -102,6 +102,10 @@ async def submit(connection: AsyncConnection, principal: Principal, wanted: Subm
         metadata=wanted.metadata,
         traceparent=traceparent(),
     )
+    if wanted.prior and wanted.conversation_id is not None:
+        await store.insert_messages(
+            connection, conversation_id, turn, _told_before(wanted), place=-len(wanted.prior)
+        )
     said = StoredMessage(message_id, "user", wanted.text)
     await store.insert_messages(
         connection, conversation_id, turn, [said], run_id=run_id, client_msg_id=wanted.client_msg_id
@@ -174,12 +178,15 @@ async def _conversation(
             opened_by=wanted.client_msg_id,
         )
         if conversation_id == fresh and wanted.prior:
-            said = [StoredMessage(new_id("msg"), role, text) for role, text in wanted.prior]
-            await store.insert_messages(connection, fresh, 0, said)
+            await store.insert_messages(connection, fresh, 0, _told_before(wanted))
     found = await store.conversation(connection, Viewer.of(principal), conversation_id, lock=True)
     if found is None:
         raise not_found("conversation")
     return found.id, found.turns
+
+
+def _told_before(wanted: Submission) -> list[StoredMessage]:
+    return [StoredMessage(new_id("msg"), role, text) for role, text in wanted.prior]
 
 
 async def _repeated(connection: AsyncConnection, before: store.Message, wanted: Submission) -> Submitted:

@@ -151,8 +151,8 @@ async def get_model(openai: OpenAIOf, principal: Caller, model: str) -> dict[str
 @router.post("/chat/completions", openapi_extra=_BODY)
 async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
     """`agent:<slug>` starts a run and answers with it; another model is its provider's business. A
-    caller who leaves a stream ends the work. `metadata.conversation_id` goes on with a conversation. Where a
-    person must allow a tool, the answer (in a stream its last piece) is the error `approval_required`, and
+    caller who leaves a stream ends the work. `metadata.conversation_id` goes on with a conversation,
+    which is told the last message alone: it has the others. Where a person must allow a tool, the answer (in a stream its last piece) is the error `approval_required`, and
     the run waits for `POST /api/v1/runs/{id}/approvals/{call}`."""
     body = await requests.document(await read(request, max_bytes=requests.MAX_BYTES))
     model, streamed = model_of(body), flag(body, "stream")
@@ -163,9 +163,11 @@ async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Respons
     if body.get("tools"):
         raise unsupported("tools", "an agent has tools of its own; name a model to use yours.")
     metadata = requests.metadata_of(body)
-    conversation = metadata.get("conversation_id")
+    conversation, talk = metadata.get("conversation_id"), requests.messages_of(body)
+    if conversation:
+        talk = requests.Talk(talk.text)
     started = await openai.runs.start(
-        principal, model, requests.messages_of(body), conversation=conversation, metadata=dict(metadata)
+        principal, model, talk, conversation=conversation, metadata=dict(metadata)
     )
     openai.usage.release(principal, reserved(request.headers.get(RESERVED)))
     shape = Chat(started.run_id, model, int(time.time()), include_usage=requests.includes_usage(body))

@@ -15,7 +15,7 @@ from core.eventlog.api import LogUnavailableError
 from services.agents import decisions, remembered, store, submissions
 from services.agents.decisions import Approval
 from services.agents.handlers import existing, submission
-from services.agents.model import AgentSpec, Role
+from services.agents.model import AgentSpec
 from services.agents.openai.requests import AGENT, Talk
 from services.agents.openai.store import delete_run
 from services.agents.providers import ProviderError, Providers
@@ -134,19 +134,20 @@ class Runs:
         instructions: str = "",
         temperature: float | None = None,
     ) -> Submitted:
-        """Durable when it returns.
+        """Durable when it returns. `instructions` are for this run alone, behind an agent's own.
 
         Raises:
             Problem: 404 for an agent, model or conversation that is not there; as `submissions.submit`.
         """
         with tenant(principal.tenant_id or NOBODY):
             async with self._database.writer() as connection:
-                prior: list[tuple[Role, str]] = [] if conversation else list(talk.prior)
                 if model.startswith(AGENT):
                     agent = await existing(connection, model.removeprefix(AGENT))
                     wanted = submission(agent, talk.text)
-                    prior = [("system", instructions), *prior] if instructions else prior
-                    spec, number, agent_id = wanted.spec, wanted.agent_version, wanted.agent_id
+                    own = wanted.spec.instructions
+                    both = f"{own}\n\n{instructions}" if own and instructions else own or instructions
+                    spec = msgspec.structs.replace(wanted.spec, instructions=both)
+                    number, agent_id = wanted.agent_version, wanted.agent_id
                 else:
                     try:
                         target = await self._providers.resolve(principal.tenant_id, model)
@@ -163,7 +164,7 @@ class Runs:
                         agent_id=agent_id,
                         agent_version=number,
                         conversation_id=conversation,
-                        prior=prior,
+                        prior=talk.prior,
                         metadata=metadata or {},
                     ),
                 )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import aiohttp
 import orjson
 from openai import AsyncOpenAI
 
@@ -23,3 +24,60 @@ async def test_all_messages_of_a_long_chat_reach_the_model(
     answer = await client.chat.completions.create(model="agent:told", messages=said)
     given = [(one["role"], one["content"]) for one in said]
     assert told(answer.choices[0].message.content) == [given[0], ("system", "Answer."), *given[1:]]
+
+
+async def test_a_continued_response_is_told_all_of_its_input_and_its_own_instructions(
+    platform: Platform, client: AsyncOpenAI, elsewhere: AsyncOpenAI, key: str
+) -> None:
+    await make_agent(platform, key, "told", "double/told")
+    first = await client.responses.create(model="agent:told", input="One", instructions="Be brief.")
+    assert told(first.output_text) == [("system", "Answer.\n\nBe brief."), ("user", "One")]
+    items: Any = [
+        {"role": "developer", "content": "Now of boats."},
+        {"role": "user", "content": "Two"},
+        {"role": "assistant", "content": "Aye"},
+        {"role": "user", "content": "Three"},
+    ]
+    talk = [("user", "One"), ("assistant", first.output_text)]
+    second = await elsewhere.responses.create(
+        model="agent:told", input=items, previous_response_id=first.id, instructions="Be kind."
+    )
+    new = [("system", "Now of boats."), ("user", "Two"), ("assistant", "Aye"), ("user", "Three")]
+    assert told(second.output_text) == [("system", "Answer.\n\nBe kind."), *talk, *new]
+    third = await client.responses.create(model="agent:told", input="Four", previous_response_id=second.id)
+    talk += [*new, ("assistant", second.output_text), ("user", "Four")]
+    assert told(third.output_text) == [("system", "Answer."), *talk]
+    run = second.id.replace("resp_", "run_")
+    rows = await _messages(platform, key, run)
+    assert [(one["role"], one["text"]) for one in rows] == [*talk, ("assistant", third.output_text)]
+    await client.responses.delete(second.id)
+    kept = [
+        (one["role"], one["text"])
+        for one in await _messages(platform, key, third.id.replace("resp_", "run_"))
+    ]
+    assert kept == [*talk[:2], talk[-1], ("assistant", third.output_text)]
+
+
+async def test_a_chat_that_names_its_conversation_is_told_what_is_new_alone(
+    platform: Platform, client: AsyncOpenAI, key: str
+) -> None:
+    await make_agent(platform, key, "told", "double/told")
+    said: Any = [{"role": "user", "content": "One"}]
+    raw = await client.chat.completions.with_raw_response.create(model="agent:told", messages=said)
+    answer = raw.parse().choices[0].message.content
+    said += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Two"}]
+    metadata = {"conversation_id": raw.headers["x-conversation-id"]}
+    second = await client.chat.completions.create(model="agent:told", messages=said, metadata=metadata)
+    given = [(one["role"], one["content"]) for one in said]
+    assert told(second.choices[0].message.content) == [("system", "Answer."), *given]
+
+
+async def _messages(platform: Platform, key: str, run: str) -> list[dict[str, Any]]:
+    """Those of the conversation of a run, oldest first."""
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http:
+        api = f"{platform.gateways[0]}/api/v1"
+        async with http.get(f"{api}/runs/{run}") as answer:
+            conversation = (await answer.json())["conversation_id"]
+        async with http.get(f"{api}/conversations/{conversation}/messages?order=asc&limit=100") as answer:
+            found: list[dict[str, Any]] = (await answer.json())["data"]
+    return found
