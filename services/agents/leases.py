@@ -108,7 +108,6 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
     if claimed.spec is None:
         raise UnreadableError("its spec")
     key = {"tenant": identity.tenant_id, "conversation": identity.conversation_id, "turn": claimed.turn}
-    history = await connection.execute(_HISTORY, key | {"limit": HISTORY})
     own = list(
         await connection.execute(
             text(
@@ -130,7 +129,8 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
     if question is None:
         raise UnreadableError("no message of its turn is there")
     try:
-        said = [stored_message(row) for row in (*history, *(row for row in own if row.place < 0))]
+        said = await history(connection, identity.tenant_id, identity.conversation_id, claimed.turn)
+        said += [stored_message(row) for row in own if row.place < 0]
         asked = stored_message(question)
     except msgspec.MsgspecError as error:
         raise UnreadableError("citations of its conversation") from error
@@ -151,6 +151,19 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
         counted=claimed.totals.tokens,
     )
     return found, int(own[-1].place) + 1
+
+
+async def history(
+    connection: AsyncConnection, tenant_id: str, conversation_id: str, turn: int
+) -> list[StoredMessage]:
+    """What a run of this turn is given of what was said before the turn. Any role.
+
+    Raises: msgspec.MsgspecError.
+    """
+    rows = await connection.execute(
+        _HISTORY, {"tenant": tenant_id, "conversation": conversation_id, "turn": turn, "limit": HISTORY}
+    )
+    return [stored_message(row) for row in rows]
 
 
 async def checkpoints(connection: AsyncConnection, run: Identity) -> tuple[Checkpoint, ...]:

@@ -38,6 +38,8 @@ class Submission:
         conversation_id: where it is said; None opens a conversation.
         client_msg_id: the caller's name for the message: sent again it is the same message.
         prior: what was said before it: elsewhere, or since the last turn of the conversation.
+        copied: what was said in another conversation before that, where one is opened; it is `owner`'s,
+            or the caller's where that is empty.
         metadata: the caller's own; kept with the run.
     """
 
@@ -48,6 +50,8 @@ class Submission:
     conversation_id: str | None = None
     client_msg_id: str | None = None
     prior: Sequence[tuple[Role, str]] = ()
+    copied: Sequence[StoredMessage] = ()
+    owner: str = ""
     title: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -172,13 +176,14 @@ async def _conversation(
             connection,
             conversation_id=fresh,
             agent_id=wanted.agent_id,
-            user_id=principal.subject,
+            user_id=wanted.owner or principal.subject,
             title=wanted.title or title_of(wanted.text),
             metadata={},
             opened_by=wanted.client_msg_id,
         )
-        if conversation_id == fresh and wanted.prior:
-            await store.insert_messages(connection, fresh, 0, _told_before(wanted))
+        if conversation_id == fresh and (wanted.copied or wanted.prior):
+            copies = [msgspec.structs.replace(one, id=new_id("msg")) for one in wanted.copied]
+            await store.insert_messages(connection, fresh, 0, copies + _told_before(wanted))
     found = await store.conversation(connection, Viewer.of(principal), conversation_id, lock=True)
     if found is None:
         raise not_found("conversation")

@@ -195,7 +195,8 @@ async def embeddings(request: Request, openai: OpenAIOf, principal: Caller) -> R
 @router.post("/responses", openapi_extra=_BODY)
 async def create_response(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
     """A run of an agent or of a bare model. With `background` it goes on whoever leaves; without, a caller
-    who leaves ends it. `previous_response_id` goes on with its conversation. Where a person must allow a tool,
+    who leaves ends it. `previous_response_id` goes on with its conversation, or with a copy of it up to that
+    response where another has gone on behind it. Where a person must allow a tool,
     the response is `incomplete` (`approval_required`, with the call among its output) until somebody decides;
     then it goes on: read it again, or its stream behind the last number. With `store: false` it ends there."""
     body = await requests.document(await read(request, max_bytes=requests.MAX_BYTES))
@@ -206,16 +207,12 @@ async def create_response(request: Request, openai: OpenAIOf, principal: Caller)
     if background and not stored:
         raise unsupported("store", "a background response must be stored to be found again.")
     instructions, previous = body.get("instructions") or "", body.get("previous_response_id")
-    conversation = None
-    if previous is not None:
-        found, _ = await openai.runs.get(principal, await _run_of(str(previous)))
-        conversation = found.conversation_id
     own = {"background": background, "model": model, "previous": previous}
     started = await openai.runs.start(
         principal,
         model,
         requests.input_of(body),
-        conversation=conversation,
+        previous=None if previous is None else await _run_of(str(previous)),
         metadata={**requests.metadata_of(body), "openai": own},
         instructions=str(instructions),
         temperature=requests.temperature_of(body),

@@ -16,6 +16,7 @@ from services.agents import decisions, remembered, store, submissions
 from services.agents.decisions import Approval
 from services.agents.handlers import existing, submission
 from services.agents.model import AgentSpec
+from services.agents.openai.branching import Place, behind
 from services.agents.openai.requests import AGENT, Talk
 from services.agents.openai.store import delete_run
 from services.agents.providers import ProviderError, Providers
@@ -130,14 +131,21 @@ class Runs:
         talk: Talk,
         *,
         conversation: str | None = None,
+        previous: str | None = None,
         metadata: dict[str, Any] | None = None,
         instructions: str = "",
         temperature: float | None = None,
     ) -> Submitted:
-        """Durable when it returns. `instructions` are for this run alone, behind an agent's own.
+        """Durable when it returns.
+
+        Args:
+            conversation: where it is said.
+            previous: instead of it, the run behind which it is said.
+            instructions: for this run alone, behind an agent's own.
 
         Raises:
-            Problem: 404 for an agent, model or conversation that is not there; as `submissions.submit`.
+            Problem: 404 for an agent, model, run or conversation that is not there; as `submissions.submit`
+                and `branching.behind`.
         """
         with tenant(principal.tenant_id or NOBODY):
             async with self._database.writer() as connection:
@@ -155,6 +163,9 @@ class Runs:
                         raise refused(error) from None
                     spec = AgentSpec(model=target.name, instructions=instructions, temperature=temperature)
                     number, agent_id = 0, ""
+                place = Place(conversation)
+                if previous is not None:
+                    place = await behind(connection, Viewer.of(principal), previous)
                 return await submissions.submit(
                     connection,
                     principal,
@@ -163,8 +174,11 @@ class Runs:
                         text=talk.text,
                         agent_id=agent_id,
                         agent_version=number,
-                        conversation_id=conversation,
+                        conversation_id=place.conversation_id,
                         prior=talk.prior,
+                        copied=place.said,
+                        owner=place.owner,
+                        title=place.title,
                         metadata=metadata or {},
                     ),
                 )

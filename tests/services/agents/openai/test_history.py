@@ -1,9 +1,12 @@
 """What of a conversation reaches the model, by the official SDK."""
 
+import asyncio
 from typing import Any
 
 import aiohttp
+import openai
 import orjson
+import pytest
 from openai import AsyncOpenAI
 
 from tests.services.agents.openai.conftest import Platform
@@ -81,3 +84,35 @@ async def _messages(platform: Platform, key: str, run: str) -> list[dict[str, An
         async with http.get(f"{api}/conversations/{conversation}/messages?order=asc&limit=100") as answer:
             found: list[dict[str, Any]] = (await answer.json())["data"]
     return found
+
+
+async def test_two_responses_behind_one_do_not_hear_of_each_other(
+    platform: Platform, client: AsyncOpenAI, elsewhere: AsyncOpenAI, key: str
+) -> None:
+    await make_agent(platform, key, "told", "double/told")
+
+    async def go_on(api: AsyncOpenAI, text: str, behind: str) -> Any:
+        return await api.responses.create(model="agent:told", input=text, previous_response_id=behind)
+
+    first = await client.responses.create(model="agent:told", input="One")
+    before = [("system", "Answer."), ("user", "One"), ("assistant", first.output_text)]
+    left, right = await asyncio.gather(go_on(client, "Left", first.id), go_on(elsewhere, "Right", first.id))
+    for branch, text in ((left, "Left"), (right, "Right")):
+        assert told(branch.output_text) == [*before, ("user", text)]
+        after = [("user", text), ("assistant", branch.output_text), ("user", "On")]
+        assert told((await go_on(client, "On", branch.id)).output_text) == [*before, *after]
+    # Once more behind the first, deep in a conversation that went on.
+    again = await go_on(elsewhere, "Again", first.id)
+    assert told(again.output_text) == [*before, ("user", "Again")]
+
+
+async def test_what_has_not_ended_is_not_copied(client: AsyncOpenAI) -> None:
+    first = await client.responses.create(model="double/slow=2000", input="One", background=True)
+    second = await client.responses.create(
+        model="double/slow=2", input="Two", previous_response_id=first.id, background=True
+    )
+    with pytest.raises(openai.ConflictError) as open_one:
+        await client.responses.create(model="double/slow=2", input="Three", previous_response_id=first.id)
+    assert open_one.value.code == "previous_response_open"
+    for one in (second, first):
+        await client.responses.cancel(one.id)
