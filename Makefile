@@ -10,13 +10,16 @@ PYTEST ?=
 # Images of Python set it, and then each of hundreds of processes compiles the packages that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup dev run test test-embedded bench figures pictures lint format lock proto docs clean
+.PHONY: help setup services dev run test test-embedded bench figures pictures lint format lock proto docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: ## make the environment in .venv, nothing else
 	@$(PYTHON) deploy/bootstrap.py run
+
+services: ## the smaller environment of a host that only serves (`headrace serve NAME`)
+	@$(PYTHON) deploy/bootstrap.py services
 
 dev:
 	@$(PYTHON) deploy/bootstrap.py dev

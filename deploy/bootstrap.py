@@ -1,4 +1,4 @@
-"""From a clone to a working `.venv`, with nothing but Python 3.11: `python3 deploy/bootstrap.py run|dev`.
+"""From a clone to a working `.venv`, with nothing but Python 3.11: `python3 deploy/bootstrap.py services|run|dev`.
 
 Gets uv (PATH, `.tools`, pip, venv, Debian's packages as root, in this order), installs the locked
 wheels by hash and the project itself, and says in one line what went where. A stamp of the lock
@@ -23,8 +23,8 @@ VENV, TOOLS, LOCKS = ROOT / ".venv", ROOT / ".tools", ROOT / "requirements"
 STAMP = VENV / "headrace-lock"
 OLDEST_UV = (0, 5)
 APT = ("python3-pip", "python3-venv")
-SETS = ("run", "dev")
-"""Sets of packages; each holds the ones before it."""
+SETS = ("services", "run", "dev")
+"""Sets of packages; each holds the ones before it. `services` is for hosts that serve and store nothing."""
 
 HELP = """\
 Headrace needs uv, pip or venv to install its packages, and none of them is here. Any one of these will do:

@@ -1,6 +1,7 @@
 """`headrace serve NAME`: one service in the foreground, for hosts where something else supervises."""
 
 import argparse
+import importlib.util
 import os
 import sys
 
@@ -9,6 +10,8 @@ from deploy.installation import load
 
 NO_DATABASE = frozenset({"web", "extractive"})
 """Services that read none."""
+READS_THE_LAKE = "lookup"
+"""The service that needs more packages than `make services` installs."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -32,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.name not in SERVICES:
         raise CommandError(f"there is no service {arguments.name!r}; there are: {', '.join(SERVICES)}")
+    if arguments.name == READS_THE_LAKE and importlib.util.find_spec("polars") is None:
+        raise CommandError(f"{arguments.name} reads the lake: it needs the packages of `make setup`")
     given = dict(os.environ)
     if arguments.data is not None:
         given = {**environment(load(data_folder(arguments)), arguments.name), **given}

@@ -100,4 +100,4 @@ def test_two_at_once_do_not_disturb_each_other(clone: Path) -> None:
 def test_wrong_words_are_a_usage_error(clone: Path) -> None:
     status, said = run(clone, "everything")
     assert status == 2
-    assert "run|dev" in said
+    assert "services|run|dev" in said
