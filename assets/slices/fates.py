@@ -50,7 +50,7 @@ class Parsed:
     offset: Array
     readable: Array
     acceptable: Array
-    """Readable and within the limits of time."""
+    """Readable, and within the limits of time or of the import that it names."""
     high: Array
     low: Array
     """Identity, as two uint64."""
@@ -63,7 +63,7 @@ def with_fates(
 ) -> tuple[pl.DataFrame, Winners]:
     """The rows of slice `number`, and the identities it counts for the first time.
 
-    A readable record outside the limits of time is quarantined. Of the others the first record of an
+    A readable record that is not acceptable is quarantined. Of the others the first record of an
     identity, ever, is counted; a later one is a duplicate if it says the same and a conflict
     (quarantined) if it does not. First means in the order of slice, partition, offset.
     """

@@ -13,6 +13,7 @@ import polars as pl
 
 from assets.slices.fates import QUARANTINED, Parsed, halves
 from assets.usage import schema
+from assets.usage.imports import as_judged
 from assets.usage.reading import parse_records
 from assets.usage.voids import REFERENCE, UNKNOWN
 from core.contracts.usage import (
@@ -41,12 +42,13 @@ _REFERENCE = msgspec.json.Decoder(Reference)
 
 
 def read_again(rows: pl.DataFrame) -> Parsed:
-    """Rows without fates, as today's code reads the records they were.
+    """Rows without fates, as today's code reads the records they were; of imports it says what it said.
 
     Args:
         rows: of one slice, all columns of `usage_events`, in the order of partition and offset.
     """
-    return parse_records([[record_of(row) for row in _with_own_times(rows).iter_rows(named=True)]])
+    again = parse_records([[record_of(row) for row in _with_own_times(rows).iter_rows(named=True)]])
+    return as_judged(again, rows["code"])
 
 
 def as_stored(rows: pl.DataFrame) -> Parsed:

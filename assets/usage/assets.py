@@ -51,6 +51,7 @@ def usage_events(
     sensor's last tick. *LogUnavailableError*: the log is away; the sensor asks again by itself.
     """
     from assets.usage.generation import index_folder  # noqa: PLC0415
+    from assets.usage.imports import declared_in  # noqa: PLC0415
     from assets.usage.landing import land  # noqa: PLC0415
     from assets.usage.objects import record  # noqa: PLC0415
     from core.eventlog.bulk import read_slice  # noqa: PLC0415
@@ -61,7 +62,8 @@ def usage_events(
     piece = config.slice(TOPIC)
     batches = read_slice(platform.eventlog, platform.database, piece, headers=False)
     lake = platform.lake()
-    landed = land(lake, index_folder(platform.state, lake.generation), piece, batches)
+    folder = index_folder(platform.state, lake.generation)
+    landed = land(lake, folder, piece, batches, declared_in(platform.database))
     record(lake, platform.database)
     fates = {name: landed.fates.get(name, 0) for name in ("counted", "duplicate", "quarantined", "rejected")}
     return dg.MaterializeResult(

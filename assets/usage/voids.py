@@ -84,8 +84,8 @@ def _originals(
 
 
 def _with_originals(referring: Parsed, places: pl.DataFrame, originals: pl.DataFrame) -> Parsed:
-    """Voids with what they take out. Those that name nothing, and those outside the limits of time, take nothing
-    out: they keep their own time and are not acceptable."""
+    """Voids with what they take out. Those that name nothing, and those outside the limits of time or of their import,
+    take nothing out: they keep their own time and are not acceptable."""
     taken = places.join(originals.select(*PLACE, *TAKEN), on=PLACE, how="left", maintain_order="left")
     known = taken["meter"].is_not_null() & pl.Series(referring.acceptable)
     frame = referring.frame.with_columns(

@@ -48,7 +48,8 @@ CHECKPOINT_TYPE: Final = "headrace.usage.checkpoint.v1"
 MAX_AHEAD: Final = timedelta(minutes=5)
 MAX_AGE: Final = timedelta(days=400)
 """A live event outside these limits is refused by the API and quarantined at landing. An import
-declares its source and period beforehand instead and carries its `importid`."""
+declares its source and period beforehand (POST /api/v1/usage/imports) instead and carries its `importid`;
+an event whose `importid` was not declared, or not for its source and time, meets the same."""
 
 _QUANTITY = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,9})?", re.ASCII)
 _QUOTED = re.compile(r"Invalid enum value .*(?= - at `\$)", re.DOTALL)
@@ -361,7 +362,7 @@ def _check_envelope(event: Envelope, more: str) -> None:
     if not _EARLIEST <= event.time < _LATEST:
         raise ContractError("time", "`time` must lie between 2000 and 2200")
     # PostgreSQL keeps it in no text: one such record would hold up every publication.
-    if "\x00" in f"{event.id}{event.source}{event.subject}{event.tenant}{more}":
+    if "\x00" in f"{event.id}{event.source}{event.subject}{event.tenant}{event.importid}{more}":
         raise ContractError("schema", "text fields must not contain the character U+0000")
 
 

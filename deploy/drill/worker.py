@@ -14,6 +14,7 @@ from deltalake.exceptions import CommitFailedError
 
 from assets.usage.evidence import evidence
 from assets.usage.generation import index_folder, usage_lake
+from assets.usage.imports import declared_in
 from assets.usage.landing import land
 from assets.usage.lineage import SucceededError, check
 from assets.usage.objects import record
@@ -80,7 +81,8 @@ def carry(most: int) -> bool:
     piece = next_slice(lake, eventlog, database, TOPIC, EVENTS, most=random.randint(most // 2, most))  # noqa: S311
     if piece is not None:
         batches = read_slice(eventlog, database, piece, headers=False)
-        land(lake, index_folder(DataSettings().state_dir, lake.generation), piece, batches)
+        folder = index_folder(DataSettings().state_dir, lake.generation)
+        land(lake, folder, piece, batches, declared_in(database))
         record(lake, database)
     roll_up(lake)
     first, last = published_slice(database) + 1, rolled_slice(lake)

@@ -47,6 +47,10 @@ REASONS: Final[Mapping[str, str]] = {
     "out_of_limits": "Its time was more than 5 minutes ahead or more than 400 days ago when it was received. "
     "Accept it, and it is counted as an import of its source and time.",
     "unknown_reference": "It voids an event that had not landed. Accept it, and it is sent again.",
+    "unknown_import": "It names an import that its organisation had not declared when it landed. Declare it and "
+    "send the event again; or accept it, and it is counted without, where it is old as an import of its own.",
+    "import_mismatch": "Its source or time is not what the import that it names declared. Accept it, and it is counted "
+    "without, where it is old as an import of its own.",
     "unreadable": "It is not one JSON object in UTF-8.",
     "schema": "A field is missing, unknown or of another type than the contract says.",
     "unknown_meter": "Its meter is not registered; see GET /api/v1/meters.",
@@ -56,7 +60,9 @@ REASONS: Final[Mapping[str, str]] = {
     "producer": "`producer` and `sequence` come together, `incarnation` with both.",
     "checkpoint": "Its count is not that of its sequence range.",
 }
-_ACCEPTABLE: Final = frozenset({"conflict", "out_of_limits", "unknown_reference"})
+_ACCEPTABLE: Final = frozenset(
+    {"conflict", "out_of_limits", "unknown_reference", "unknown_import", "import_mismatch"}
+)
 
 
 class Quarantine:

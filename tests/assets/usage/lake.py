@@ -1,9 +1,10 @@
 """What the tests of the usage assets share: records as a producer writes them, and a lake on a folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from assets.usage.imports import Import
 from core.contracts.usage import UsageData, UsageEvent
 from core.eventlog.api import Record, Slice
 from core.lake import Lake
@@ -11,6 +12,12 @@ from core.settings import ObjectSettings
 
 TOPIC_ID = "7b6c9f1e-0000-7000-8000-000000000001"
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
+
+
+def imports(wanted: Sequence[tuple[str, str]]) -> list[Import]:
+    """`imp_1` of the organisation `org_a`: its source `s`, before `NOW`."""
+    declared = ("org_a", "imp_1", "s", NOW - timedelta(days=3650), NOW)
+    return [declared] if declared[:2] in wanted else []
 
 
 def local_lake(folder: Path) -> Lake:

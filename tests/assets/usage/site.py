@@ -29,6 +29,7 @@ from core.objects import open_objects
 from core.settings import DatabaseSettings, EventLogSettings, ObjectSettings
 from core.topology import TOPICS
 from quality import gates
+from tests.assets.usage.lake import imports
 
 PUBLISHED = (
     "usage_cell", "usage_element", "usage_conservation", "usage_watermark", "usage_publication", "usage_object", "usage_hold", "usage_purge",
@@ -90,6 +91,7 @@ class Site:
             index_folder(self.state, lake.generation),
             piece,
             read_slice(self.eventlog, self.database, piece, headers=False),
+            imports,
         )
         record(lake, self.database)
         return True

@@ -14,7 +14,7 @@ from assets.usage.schema import EVENTS
 from core.eventlog.api import Record
 from core.lake import Lake
 from core.lake.commit import StaleError
-from tests.assets.usage.lake import TOPIC_ID, event, local_lake, records, slice_of
+from tests.assets.usage.lake import TOPIC_ID, event, imports, local_lake, records, slice_of
 
 
 def rows(lake: Lake) -> pl.DataFrame:
@@ -28,7 +28,7 @@ def fates(lake: Lake) -> list[tuple[str, str | None]]:
 
 
 def put(folder: Path, *batches: list[Record]) -> None:
-    land(local_lake(folder), folder / "index", slice_of(*batches), batches)
+    land(local_lake(folder), folder / "index", slice_of(*batches), batches, imports)
 
 
 def test_each_record_has_its_fate(tmp_path: Path) -> None:

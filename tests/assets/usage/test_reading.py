@@ -39,7 +39,7 @@ SPOILT: dict[str, list[Any]] = {
     "source": ["\x00", "", "s"],
     "tenant": ["org_\x00", "", "t" * 129, "-"],
     "subject": ["", "s\x00", "s" * 257, None],
-    "importid": ["", "imp_1", "i" * 65],
+    "importid": ["", "imp_1", "i" * 65, "i\x00"],
     "datacontenttype": ["", "application/json", "text/plain"],
     "specversion": ["1.0", "0.3"],
     "type": ["other"],

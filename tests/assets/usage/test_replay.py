@@ -14,6 +14,7 @@ from assets.usage import generation, promotion, reading, replay, schema
 from assets.usage.again import as_stored, read_again
 from assets.usage.asof import cells_as_of
 from assets.usage.generation import current, index_folder, usage_lake
+from assets.usage.imports import FAULTS
 from assets.usage.landing import land
 from assets.usage.lineage import SucceededError, check
 from assets.usage.progress import landed_slice, next_slice, published_slice, published_version
@@ -61,12 +62,13 @@ def claim(of: list[UsageEvent]) -> Checkpoint:
 
 
 def fill(site: Site) -> None:
-    """Everything that a topic holds: usage, copies, conflicts, old ones, imports, voids of what landed before, in the
-    same slice and never, checkpoints, and what nobody can read."""
+    """Everything that a topic holds: usage, copies, conflicts, old ones, imports that were declared so and others, voids
+    of what landed before, in the same slice and never, checkpoints, and what nobody can read."""
     numbered = [usage(n, producer="p", incarnation="x", sequence=n - 99) for n in range(100, 103)]
     slices: list[list[bytes]] = [
         [event(1), event(2, quantity="0.000000001"), event(1), event(2, quantity="9"), b"unreadable"],
-        [usage(3, time=NOW - OLD).encode(), usage(4, time=NOW - OLD, importid="imp_1").encode(), usage(5, subject="cus_1").encode()],
+        [usage(3, time=NOW - OLD).encode(), usage(4, time=NOW - OLD, importid="imp_1").encode(), usage(5, subject="cus_1").encode(),
+         usage(40, time=NOW - OLD, importid="imp_2").encode(), usage(41, source="x", importid="imp_1").encode(), void(9, 1, importid="imp_2").encode()],
         [void(1, 1).encode(), void(2, 1).encode(), void(3, 77).encode(), *(each.encode() for each in numbered), claim(numbered).encode()],
         [usage(6).encode(), void(6, 6).encode(), event(7), b'{"id": "x"}', event(8, minutes=-60)],
         [event(1), void(8, 8).encode(), event(9, quantity="123456789012345678.123456789")],
@@ -106,12 +108,15 @@ def test_rows_are_read_as_their_records_were(local_site: Site, reader: Any) -> N
     whole = rows(local_site.lake())
     assert set(whole["fate"]) == {"counted", "duplicate", "quarantined", "rejected"}
     assert set(whole["kind"]) == {"usage", "void", "checkpoint", None}
-    assert {"conflict", "out_of_limits", "unknown_reference"} < set(whole["code"])
+    assert {"conflict", "out_of_limits", "unknown_reference", *FAULTS} < set(whole["code"])
     for part in whole.partition_by("slice"):
         again = reader(part)
         for name in ("partition", "offset", "content"):
             kept = part["kind"].is_not_null().to_numpy()
             assert (getattr(again, name)[kept] == part[name].to_numpy()[kept]).all(), name
+        decided = ("conflict", "unknown_reference")
+        quarantined = (part["fate"] == "quarantined") & ~part["code"].is_in(decided).fill_null(value=False)
+        assert (again.readable & ~again.acceptable == quarantined.to_numpy()).all()
         names = ("received", "tenant", "source", "event_id", "identity", "subject", "importid", "kind", "data", "producer",
                  "incarnation", "sequence", "raw")  # fmt: skip
         assert again.frame.select(names).equals(part.select(names), null_equal=True)

@@ -27,7 +27,7 @@ from core.settings import DatabaseSettings
 from quality import gates
 from services.agents.metering import Tokens, ids_of, model_call
 from services.agents.model import AgentSpec, RunContext, StoredMessage
-from tests.assets.usage.lake import NOW, TOPIC_ID, event, local_lake, records, slice_of
+from tests.assets.usage.lake import NOW, TOPIC_ID, event, imports, local_lake, records, slice_of
 from tests.assets.usage.test_publish import empty, query
 
 __all__ = ["empty"]
@@ -84,7 +84,7 @@ def test_root_c_the_key_of_an_event_is_unbounded_and_unambiguous(tmp_path: Path)
         land(lake, tmp_path / "index", slice_of(batch), [batch])
     years = int((NOW + timedelta(days=3_000)).timestamp() * 1000)
     late = Record("usage.records", 0, 29, b"org_a|", event(1, importid="imp_1"), years)
-    land(lake, tmp_path / "index", slice_of([late]), [[late]])
+    land(lake, tmp_path / "index", slice_of([late]), [[late]], imports)
     row = rows(lake).filter(pl.col("offset") == 29).row(0, named=True)
     assert (row["fate"], row["winner_slice"], row["winner_offset"]) == ("duplicate", 1, 0)
     handle = lake.open(EVENTS)
@@ -101,7 +101,7 @@ def test_root_d_the_cursor_is_an_offset(tmp_path: Path, times: tuple[int, int, i
     for offset, seconds in enumerate(times):
         received = int((NOW + timedelta(seconds=seconds)).timestamp() * 1000)
         one = Record("usage.records", 0, offset, b"org_a|", event(offset, importid="imp_1"), received)
-        land(lake, tmp_path / "index", slice_of([one]), [[one]])
+        land(lake, tmp_path / "index", slice_of([one]), [[one]], imports)
     assert rows(lake).sort("offset").select("offset", "slice", "fate").rows() == [
         (0, 1, "counted"), (1, 2, "counted"), (2, 3, "counted"),
     ]  # fmt: skip

@@ -64,6 +64,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("tenant", MARKER * 10, "schema"),
         ("subject", MARKER * 20, "schema"),
         ("subject", "a\x00b", "schema"),
+        ("importid", "a\x00b", "schema"),
         ("importid", MARKER * 5, "schema"),
         ("data", None, "schema"),
         ("data.meter", MARKER, "unknown_meter"),

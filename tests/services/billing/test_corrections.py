@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 import deploy
 from assets.usage.evidence import evidence
+from assets.usage.imports import declared_in
 from assets.usage.landing import land
 from assets.usage.publish import publish
 from assets.usage.rollup import daily, roll_up
@@ -78,8 +79,9 @@ class Flow:
             self._ends[partition] += 1
         ranges = {p: (starts[p], end) for p, end in self._ends.items() if end > starts[p]}
         landed = land(
-            self.lake, self._folder / "index", Slice("usage.records", self._topic_id, ranges), [records]
-        )
+            self.lake, self._folder / "index", Slice("usage.records", self._topic_id, ranges), [records],
+            declared_in(self._database),
+        )  # fmt: skip
         roll_up(self.lake)
         daily(self.lake)
         found = evidence(self.lake, landed.slice, landed.slice)
@@ -345,13 +347,10 @@ async def test_an_accepted_version_takes_the_place_of_what_replaced_the_counted_
     assert (await acme.ask("/api/v1/billing/invariants"))["holds"]
 
 
-async def test_what_was_out_of_limits_and_a_void_that_came_too_early_count_once_accepted(
-    acme: Caller, flow: Flow, system_database: Database
-) -> None:
-    ancient = event(quantity="3", time="2010-01-01T10:30:00.000001Z", tenant=acme.tenant)
-    values = [ancient, void("test", ancient["id"], tenant=acme.tenant)]
-    async with system_database.writer() as connection:
-        for value in values:  # past the API, which would have refused the first
+async def past_the_api(acme: Caller, system: Database, values: list[dict[str, Any]]) -> None:
+    """As a producer that writes the topic itself, where the API would refuse."""
+    async with system.writer() as connection:
+        for value in values:
             read = parse_record(json.dumps(value).encode())
             await connection.execute(
                 text(
@@ -359,6 +358,35 @@ async def test_what_was_out_of_limits_and_a_void_that_came_too_early_count_once_
                 ),
                 {"t": acme.tenant, "k": read.key, "v": read.encode()},
             )
+
+
+async def test_what_names_an_import_that_was_not_declared_so_counts_once_accepted(
+    acme: Caller, flow: Flow, system_database: Database
+) -> None:
+    old = {"tenant": acme.tenant, "time": "2010-01-01T10:30:00.000001Z"}
+    body = {"source": "history", "period_start": "2010-01-01T00:00:00Z", "period_end": "2010-02-01T00:00:00Z"}
+    declared = (await acme.call("POST", "/api/v1/usage/imports", json=body)).json["id"]
+    await past_the_api(acme, system_database, [
+        event(quantity="1", importid="imp_nobody", tenant=acme.tenant), event(quantity="2", importid="imp_nobody", **old),
+        event(quantity="4", importid=declared, **old), event(quantity="8", importid=declared, source="history", **old),
+    ])  # fmt: skip
+    await flow.carry()
+    assert await flow.cells() == {"llm.tokens.input": (Decimal(8), 1)}
+    found = (await acme.ask("/api/v1/usage/quarantine", order="asc"))["data"]
+    assert sorted(one["code"] for one in found) == ["import_mismatch", "unknown_import", "unknown_import"]
+    for one in found:
+        answer = await person(acme).call("POST", f"/api/v1/usage/quarantine/{one['id']}/accept")
+        assert answer.status == 200, answer.json
+    await flow.carry()
+    assert await flow.cells() == {"llm.tokens.input": (Decimal(15), 4)}
+    assert (await acme.ask("/api/v1/billing/invariants"))["holds"]
+
+
+async def test_what_was_out_of_limits_and_a_void_that_came_too_early_count_once_accepted(
+    acme: Caller, flow: Flow, system_database: Database
+) -> None:
+    ancient = event(quantity="3", time="2010-01-01T10:30:00.000001Z", tenant=acme.tenant)
+    await past_the_api(acme, system_database, [ancient, void("test", ancient["id"], tenant=acme.tenant)])
     await flow.carry()
     assert await flow.cells() == {}
     found = (await acme.ask("/api/v1/usage/quarantine", order="asc"))["data"]
