@@ -22,7 +22,7 @@ FATES: Final = ("counted", "duplicates", "quarantined", "rejected")
 _KINDS: Final = ("voids", "checkpoints")
 MAX_TENANTS: Final = 1_000
 """Listed one by one, those that do not agree first."""
-EVERY: Final = 60.0
+EVERY: Final = 60.0  # seconds
 """Seconds between two looks of the metric."""
 
 OWNED: Final = "every cell belongs to an organisation that exists"

@@ -69,8 +69,8 @@ class LiveUsage:
         self._log, self._published = log, published
         self._tail = Tail(max_records)
         self._topic_id = ""
-        self._caught_up = float("-inf")
-        self._checked = float("-inf")
+        self._caught_up = float("-inf")  # seconds
+        self._checked = float("-inf")  # seconds
         self.problem = "starting"
         """Why answers are not live, for people; empty where they are."""
 
@@ -165,7 +165,7 @@ class LiveUsage:
             partition: min(max(bound.low, watermark[partition] - HISTORY), bound.high)
             for partition, bound in bounds.items()
         }
-        self._caught_up = float("-inf")
+        self._caught_up = float("-inf")  # seconds
         self._topic_id = topic.id
         self._tail.reset(watermark, starts)
         _log.info("following usage.records", topic_id=topic.id, watermark=watermark, starts=starts)

@@ -21,7 +21,7 @@ class Lakes(Generic[T]):
 
     def __init__(self, make: Callable[[int], T]) -> None:
         self._make = make
-        self._idle: dict[int, list[tuple[float, T]]] = defaultdict(list)
+        self._idle: dict[int, list[tuple[float, T]]] = defaultdict(list)  # seconds
 
     @contextmanager
     def one(self, generation: int) -> Iterator[T]:
@@ -31,7 +31,7 @@ class Lakes(Generic[T]):
         yield lake
         self._idle[generation].append((since, lake))
 
-    def _take(self, generation: int) -> tuple[float, T]:
+    def _take(self, generation: int) -> tuple[float, T]:  # seconds
         idle = self._idle[generation]
         while idle:
             since, lake = idle.pop()

@@ -3,7 +3,9 @@
 In money modules: no float literal, no `float`, no `round`, no `/`. A float cannot hold a tenth, and `/` on
 decimals rounds to 28 digits in silence; `core.decimals.EXACT` raises instead. Paths may be joined to text.
 In the kernel of money also no `sum`, which adds in that same context: `core.decimals.total` does not. A line
-that ends in `# integers` says that it adds none.
+that ends in `# integers` says that it adds none, and one that ends in `# seconds`, or gives a value to a name that
+does, that its floats are spans of time.
+Pages are left out: they draw bars from amounts that are finished.
 
 Everywhere: published numbers are absolute. Neither SQL (`set quantity = quantity + …`) nor Python
 (`cell.quantity += …`) may add to a column that is published: a retry would add again (law 2).
@@ -22,14 +24,13 @@ PACKAGES: Final = ("core", "services", "assets", "quality", "sensors", "pipeline
 KERNEL: Final = ("core/decimals.py", "core/rating/**/*.py", "core/prices/**/*.py", "core/invoices/**/*.py")
 MONEY: Final = (
     *KERNEL,
-    "services/billing/money.py",
-    "services/billing/invoices*.py",
-    "assets/usage/publish.py",
-    "assets/usage/rollup.py",
-    "assets/usage/folding.py",
-    "assets/usage/snapshot.py",
+    "core/aggregation.py",
+    "core/conservation.py",
+    "services/billing/**/*.py",
+    "services/lookup/**/*.py",
+    "assets/usage/**/*.py",
 )
-"""Where amounts and quantities are computed. A pattern that finds no file yet is one for what comes."""
+"""Where amounts and quantities are computed. Each pattern must find a file: one that finds none looks at nothing."""
 
 COUNTS_IN_MEMORY: Final = {
     "services/billing/tail.py": "what arrived behind the published cells: read again from the log at each start",
@@ -41,6 +42,8 @@ PUBLISHED: Final = frozenset(
 )
 """Columns of published tables that must not grow by themselves."""
 TABLES: Final = re.compile(r"\b(?:usage|invoice)_\w+|\binvoice\b")
+SPAN: Final = re.compile(r"# seconds$|^\s*\w*_seconds\s*[:=]", re.IGNORECASE)
+"""A line whose floats are spans of time."""
 _ADDED: Final = re.compile(r"([\w{}]+)\s*=\s*(?:[\w{}]+\.)?\1\s*[+-]")
 _COMMENT: Final = re.compile(r"--[^\n]*")
 
@@ -60,6 +63,8 @@ def money(source: str, path: str, *, kernel: bool) -> Iterator[Finding]:
     tree, lines = ast.parse(source), source.splitlines()
     refused = {"float", "round", *(("sum",) if kernel else ())}
     for node in ast.walk(tree):
+        if isinstance(node, ast.expr) and _is_float(node) and SPAN.search(lines[node.lineno - 1]):
+            continue
         if isinstance(node, ast.Constant) and isinstance(node.value, float):
             yield Finding(path, node.lineno, f'the float {node.value}: write decimal text, Decimal("…")')
         elif isinstance(node, ast.Name) and node.id in refused:
@@ -125,11 +130,22 @@ def check(root: Path = ROOT) -> list[Finding]:
     return sorted(found)
 
 
+def _is_float(node: ast.expr) -> bool:
+    """A literal or the type itself, not what is computed of them."""
+    return (isinstance(node, ast.Constant) and isinstance(node.value, float)) or (
+        isinstance(node, ast.Name) and node.id == "float"
+    )
+
+
 def _joins_paths(node: ast.BinOp) -> bool:
     """`folder / "name"`: text cannot be divided by."""
-    return isinstance(node.right, ast.JoinedStr) or (
-        isinstance(node.right, ast.Constant) and isinstance(node.right.value, str)
-    )
+    return _is_text(node.right)
+
+
+def _is_text(node: ast.expr) -> bool:
+    if isinstance(node, ast.IfExp):
+        return _is_text(node.body) and _is_text(node.orelse)
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def _column(target: ast.expr) -> str:

@@ -19,6 +19,11 @@ from tests.lint.money import COUNTS_IN_MEMORY, KERNEL, MONEY, ROOT, check, incre
         ("amount /= per\n", "`/=` rounds"),
         ("x = sum(amounts)\n", "`sum`"),
         ("x = sum(amounts)  # money\n", "`sum`"),
+        ("x = amount / per  # seconds\n", "`/` rounds"),
+        ("x_seconds = amount / per\n", "`/` rounds"),
+        ("price = 0.5 * seconds\n", "the float 0.5"),
+        ("x = round(amount)  # seconds\n", "`round`"),
+        ('x = amount / ("a" if first else per)\n', "`/` rounds"),
     ],
 )
 def test_a_float_a_division_and_a_sum_are_red(source: str, said: str) -> None:
@@ -34,7 +39,11 @@ def test_a_float_a_division_and_a_sum_are_red(source: str, said: str) -> None:
         'path = folder / "prices.toml"\n',
         'path = folder / f"{name}.json"\n',
         "hours = (end - start) // HOUR\n",
+        'path = folder / ("a" if first else f"a.{number}")\n',
         "units = sum(whole)  # integers\n",
+        "EVERY = 0.5  # seconds\n",
+        "wait: float = 2.5  # seconds\n",
+        "WAIT_SECONDS: Final = 0.5\n",
         "at = price.float_at\n",
     ],
 )
@@ -88,10 +97,15 @@ def test_a_file_of_sql_is_read_statement_by_statement() -> None:
 
 def test_13_the_project_is_green_and_its_money_is_looked_at() -> None:
     assert check() == []
-    files = {str(file.relative_to(ROOT)) for pattern in MONEY for file in ROOT.glob(pattern)}
-    assert files >= {
-        "core/decimals.py", "core/rating/money.py", "core/rating/lines.py", "core/prices/models.py",
-        "core/prices/lists/entries.py", "services/billing/money.py", "assets/usage/snapshot.py",
+    found = {
+        pattern: {str(file.relative_to(ROOT)) for file in ROOT.glob(pattern)} for pattern in (*MONEY, *KERNEL)
+    }
+    assert [pattern for pattern, files in found.items() if not files] == []
+    assert set().union(*found.values()) >= {
+        "core/decimals.py", "core/aggregation.py", "core/rating/money.py", "core/rating/lines.py", "core/prices/models.py",
+        "core/prices/lists/entries.py", "core/invoices/issue.py", "services/billing/money.py", "services/billing/quota.py",
+        "services/billing/invoices/documents.py", "services/billing/trace/reconcile.py", "assets/usage/snapshot.py",
+        "assets/usage/elements.py", "assets/usage/upsert.py",
     }  # fmt: skip
     assert set(KERNEL) < set(MONEY)
     assert all((ROOT / path).is_file() for path in COUNTS_IN_MEMORY)
