@@ -80,6 +80,8 @@ class Decision:
     reset: int
     """Seconds until the whole limit is there again."""
     retry_after: int
+    taken: int = 0
+    """What was counted in Redis, less than the cost where less was left; the one who knows better settles this."""
 
     def token_headers(self) -> list[tuple[bytes, bytes]]:
         """OpenAI's names for tokens, plus `Retry-After` where refused."""
@@ -157,8 +159,9 @@ class Limiter:
             if now < self._redis_from:
                 return self._local(state, now, cost)
             if state.tokens >= (1 if asked else cost) and now - state.leased_at <= LEASE_SECONDS:
-                state.tokens = max(0, state.tokens - cost)
-                return _decision(state, now, allowed=True)
+                taken = min(state.tokens, cost)
+                state.tokens -= taken
+                return _decision(state, now, allowed=True, taken=taken)
             if now < state.ask_again_at:
                 return _decision(state, now, allowed=False)
             if state.leasing is None:
@@ -234,8 +237,8 @@ class Limiter:
         return Decision(True, state.limit, max(0, state.limit - used - cost), WINDOW + 1, 0)
 
 
-def _decision(state: _Key, now: float, *, allowed: bool) -> Decision:
+def _decision(state: _Key, now: float, *, allowed: bool, taken: int = 0) -> Decision:
     reset = max(0, int(state.reset_at - now) + 1)
     if allowed:
-        return Decision(True, state.limit, state.left + state.tokens, reset, 0)
+        return Decision(True, state.limit, state.left + state.tokens, reset, 0, taken)
     return Decision(False, state.limit, 0, reset, max(1, int(state.refused_until - now) + 1))

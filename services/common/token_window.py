@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 from core.log import Logger
 
 RESERVED: Final = "x-headrace-reserved"
-"""Request header of the gateway: tokens that it has counted for this call."""
+"""Request header of the gateway: tokens that it has counted for this call. Whoever answers the call settles them;
+of a call that the gateway could not pass on it takes them back itself."""
 PREFIX: Final = "headrace:tokens:"
 WINDOW: Final = 60
 

@@ -22,6 +22,7 @@ from services.common.auth import Authenticator, internal_key
 from services.common.errors import Problem, from_status
 from services.common.lifecycle import Lifecycle
 from services.common.limits import Limiter
+from services.common.token_window import TokenWindow
 from services.gateway.breaker import Breaker
 from services.gateway.call import Call
 from services.gateway.client import Client
@@ -40,6 +41,7 @@ class Gateway:
     authenticator: Authenticator
     limiter: Limiter
     tokens: Limiter
+    window: TokenWindow
     spool: Spool
 
     def __init__(self, lifecycle: Lifecycle, routes: Sequence[Route] = ROUTES) -> None:
@@ -82,6 +84,7 @@ class Gateway:
             stack.push_async_callback(quick.aclose)
             self.limiter = Limiter(quick)
             self.tokens = Limiter(quick, prefix=token_window.PREFIX, max_block=MAX_TOKEN_BLOCK)
+            self.window = TokenWindow(quick)
             self.authenticator = Authenticator(
                 users_url=self._services.users_url,
                 issuer=self._services.gateway_url,

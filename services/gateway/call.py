@@ -47,6 +47,7 @@ class Call:
         self._tenant = ""
         self._limit: Decision | None = None
         self._tokens: Decision | None = None
+        self._window = ""
         self._status = 0
 
     async def run(self) -> None:
@@ -66,7 +67,9 @@ class Call:
             if exchange is not None and exchange.started:
                 _LOG.warn("the answer broke off", request=self._id, error=type(error).__name__)
             else:
-                await self._refuse(from_exception(error))
+                problem = from_exception(error)
+                await self._take_back(problem, passed_on=exchange is not None)
+                await self._refuse(problem)
         finally:
             name = self._route.prefix if self._route is not None else UNMATCHED
             self._gateway.observe(name, self._status or 499, time.perf_counter() - self._began)
@@ -156,7 +159,7 @@ class Call:
         """Count what the call will use at least; agents puts it right when it knows."""
         cost = 1 + (int(length) // BYTES_PER_TOKEN if length else UNANNOUNCED_TOKENS)
         limit = tokens_per_minute(principal.plan, principal.requests_per_minute)
-        name = window_name(principal.tenant_id, principal.subject)
+        name = self._window = window_name(principal.tenant_id, principal.subject)
         self._tokens = decision = await self._gateway.tokens.take(name, limit, cost)
         if not decision.allowed:
             raise Problem(
@@ -165,7 +168,12 @@ class Call:
                 "Too many tokens",
                 f"More than {decision.limit} tokens in a minute; go on in {decision.retry_after} s.",
             )
-        added.append((RESERVED.encode(), b"%d" % cost))
+        added.append((RESERVED.encode(), b"%d" % decision.taken))
+
+    async def _take_back(self, problem: Problem, *, passed_on: bool) -> None:
+        """The tokens of a call that agents never had; what it had, it settles."""
+        if self._tokens is not None and (not passed_on or problem.code == "unavailable"):
+            await self._gateway.window.settle(self._window, -self._tokens.taken)
 
     def _on_answer(self, status: int) -> Headers:
         """Counts the request (an answer that is not counted is not given) and makes our headers."""

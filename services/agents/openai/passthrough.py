@@ -38,6 +38,10 @@ class Meter(Protocol):
         """Once a call. Raises: Problem 503 where it cannot be kept."""
         ...
 
+    def nothing(self) -> None:
+        """Instead of `note`: the provider refused."""
+        ...
+
     async def sync(self) -> None:
         """Return when it survives a loss of power too. Raises: as `note`."""
         ...
@@ -64,6 +68,8 @@ class Call:
         if answer.status_code == 200:
             self._kept.note(self.id, _usage_in(answer.content) or guessed(request.content, 0))
             await self._kept.sync()
+        else:
+            self._kept.nothing()
         return Response(answer.content, answer.status_code, headers=self._headers(answer))
 
     async def stream(self, path: str, body: dict[str, Any]) -> Response:
@@ -91,6 +97,7 @@ class Call:
             finally:
                 await answer.aclose()
             self._check(answer)
+            self._kept.nothing()
             return Response(answer.content, answer.status_code, headers=self._headers(answer))
         reading = _Meter(request.content, hide=not wants_usage)
         return _Stream(answer, self._headers(answer), reading, self._ended, self._kept.sync)

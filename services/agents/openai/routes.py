@@ -22,7 +22,7 @@ from services.agents.openai.passthrough import Call
 from services.agents.openai.requests import AGENT, flag, model_of, unsupported
 from services.agents.openai.runs import NOBODY, Runs, Said, refused
 from services.agents.openai.shapes import ALIVE, DONE, Chat, Responses
-from services.agents.openai.usage import CallMeter, UsageWriter
+from services.agents.openai.usage import CallMeter, Reservation, UsageWriter
 from services.agents.providers import ProviderError, Providers, Target
 from services.agents.store import Window
 from services.common import openai_errors
@@ -60,11 +60,8 @@ class OpenAI:
         found, answer = await self.runs.get(principal, run_id)
         return shapes.response(found, answer, await self.runs.question(principal, found))
 
-    def call(
-        self, request: Request, principal: Principal, target: Target, *, embedding: bool = False
-    ) -> Call:
-        counted = reserved(request.headers.get(RESERVED))
-        meter = CallMeter(self.usage, principal, target, embedding, counted)
+    def call(self, reservation: Reservation, target: Target, *, embedding: bool = False) -> Call:
+        meter = CallMeter(reservation, target, embedding)
         return Call(self.providers.client(target.provider), target, meter)
 
 
@@ -98,6 +95,18 @@ async def _openai(request: Request) -> OpenAI:
     return found
 
 
+async def _reservation(
+    request: Request, openai: "OpenAIOf", principal: Annotated[Principal, Depends(require())]
+) -> AsyncIterator[Reservation]:
+    """What a call that fails before anybody took it gives back. (Whatever the caller may: first of all.)"""
+    kept = Reservation(openai.usage, principal, reserved(request.headers.get(RESERVED)))
+    try:
+        yield kept
+    except BaseException:
+        kept.release()
+        raise
+
+
 async def _run_of(response: str) -> str:
     found = shapes.run_id(response)
     if _RUN.fullmatch(found) is None:
@@ -106,6 +115,7 @@ async def _run_of(response: str) -> str:
 
 
 OpenAIOf = Annotated[OpenAI, Depends(_openai)]
+ReservationOf = Annotated[Reservation, Depends(_reservation)]
 RunOf = Annotated[str, Depends(_run_of)]
 Caller = Annotated[Principal, Depends(require("agents:run"))]
 _BODY: Final[dict[str, Any]] = {
@@ -149,7 +159,7 @@ async def get_model(openai: OpenAIOf, principal: Caller, model: str) -> dict[str
 
 
 @router.post("/chat/completions", openapi_extra=_BODY)
-async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
+async def chat(request: Request, openai: OpenAIOf, kept: ReservationOf, principal: Caller) -> Response:
     """`agent:<slug>` starts a run and answers with it; another model is its provider's business. A
     caller who leaves a stream ends the work. `metadata.conversation_id` goes on with a conversation,
     which is told the last message alone: it has the others. Where a person must allow a tool, the answer (in a stream its last piece) is the error `approval_required`, and
@@ -157,7 +167,7 @@ async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Respons
     body = await requests.document(await read(request, max_bytes=requests.MAX_BYTES))
     model, streamed = model_of(body), flag(body, "stream")
     if not model.startswith(AGENT):
-        call = openai.call(request, principal, await openai.target(principal, model))
+        call = openai.call(kept, await openai.target(principal, model))
         work = call.stream if streamed else call.whole
         return await _unless_left(request, work("/chat/completions", body))
     if body.get("tools"):
@@ -169,7 +179,7 @@ async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Respons
     started = await openai.runs.start(
         principal, model, talk, conversation=conversation, metadata=dict(metadata)
     )
-    openai.usage.release(principal, reserved(request.headers.get(RESERVED)))
+    kept.release()  # the run accounts for itself
     shape = Chat(started.run_id, model, int(time.time()), include_usage=requests.includes_usage(body))
     headers = {"x-run-id": started.run_id, "x-conversation-id": started.conversation_id}
     if streamed:
@@ -184,16 +194,18 @@ async def chat(request: Request, openai: OpenAIOf, principal: Caller) -> Respons
 
 
 @router.post("/embeddings", openapi_extra=_BODY)
-async def embeddings(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
+async def embeddings(request: Request, openai: OpenAIOf, kept: ReservationOf, principal: Caller) -> Response:
     """Vectors of texts by a provider's model."""
     body = await requests.document(await read(request, max_bytes=requests.MAX_BYTES))
     target = await openai.target(principal, model_of(body))
-    call = openai.call(request, principal, target, embedding=True)
+    call = openai.call(kept, target, embedding=True)
     return await _unless_left(request, call.whole("/embeddings", body))
 
 
 @router.post("/responses", openapi_extra=_BODY)
-async def create_response(request: Request, openai: OpenAIOf, principal: Caller) -> Response:
+async def create_response(
+    request: Request, openai: OpenAIOf, kept: ReservationOf, principal: Caller
+) -> Response:
     """A run of an agent or of a bare model. With `background` it goes on whoever leaves; without, a caller
     who leaves ends it. `previous_response_id` goes on with its conversation, or with a copy of it up to that
     response where another has gone on behind it. Where a person must allow a tool,
@@ -217,7 +229,7 @@ async def create_response(request: Request, openai: OpenAIOf, principal: Caller)
         instructions=str(instructions),
         temperature=requests.temperature_of(body),
     )
-    openai.usage.release(principal, reserved(request.headers.get(RESERVED)))
+    kept.release()
     run_id, headers = started.run_id, {"x-run-id": started.run_id}
     if streamed:
         gone = None if background else _canceller(openai.runs, principal, run_id)

@@ -114,7 +114,7 @@ class UsageWriter:
             raise _not_kept(error) from error
 
     def release(self, principal: Principal, reserved: int) -> None:
-        """Give back what was counted for a call that a run accounts for."""
+        """Give back what was counted for a call that a run accounts for, or that came to nothing."""
         self._begin(self._window.settle(window_name(principal.tenant_id, principal.subject), -reserved))
 
     async def check(self) -> None:
@@ -143,25 +143,46 @@ class UsageWriter:
                 await enqueue(connection, records, call.tenant)
 
 
+@dataclass(slots=True)
+class Reservation:
+    """Tokens that the gateway counted for one call until its use is known."""
+
+    usage: UsageWriter
+    principal: Principal
+    tokens: int
+
+    def take(self) -> int:
+        """Them, for the one who settles them; nothing is left for another."""
+        tokens, self.tokens = self.tokens, 0
+        return tokens
+
+    def release(self) -> None:
+        """Give back what nobody took."""
+        self.usage.release(self.principal, self.take())
+
+
 @dataclass(frozen=True, slots=True)
 class CallMeter:
     """Where what one call used is kept."""
 
-    usage: UsageWriter
-    principal: Principal
+    reservation: Reservation
     target: Target
     embedding: bool
-    reserved: int
 
     def note(self, call: str, tokens: Tokens) -> None:
         """As `UsageWriter.note`."""
-        self.usage.note(
-            call, self.principal, self.target, tokens, embedding=self.embedding, reserved=self.reserved
+        kept = self.reservation
+        kept.usage.note(
+            call, kept.principal, self.target, tokens, embedding=self.embedding, reserved=kept.take()
         )
+
+    def nothing(self) -> None:
+        """The provider did nothing."""
+        self.reservation.release()
 
     async def sync(self) -> None:
         """As `UsageWriter.sync`."""
-        await self.usage.sync()
+        await self.reservation.usage.sync()
 
 
 def _not_kept(error: OSError) -> Problem:

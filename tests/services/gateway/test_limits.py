@@ -204,9 +204,13 @@ async def test_tokens_cost_a_round_trip_per_block(valkey: CacheSettings) -> None
     assert after - before < 60
 
 
-async def test_calls_of_models_are_limited_by_tokens(gateway: Running, http: aiohttp.ClientSession) -> None:
-    """200 tokens for each request a minute: the plan `test` is not listed. Nothing stands where agents is."""
+async def test_calls_of_models_are_limited_by_tokens(
+    gateway: Running, http: aiohttp.ClientSession, valkey: CacheSettings
+) -> None:
+    """200 tokens for each request a minute: the plan `test` is not listed. Nothing stands where agents is, so
+    what a call was expected to use is taken back, and never more than was counted of it."""
     key = new_key(per_minute=10)
+    tenant = f"tenant:org_{key.split('_')[2]}"
 
     async def chat() -> tuple[int, str, str]:
         url = gateway.address + "/v1/chat/completions"
@@ -214,8 +218,12 @@ async def test_calls_of_models_are_limited_by_tokens(gateway: Running, http: aio
             code = (await answer.json())["error"]["code"]
             return answer.status, code, answer.headers["x-ratelimit-remaining-tokens"]
 
-    assert await chat() == (503, "unavailable", "499")
-    assert (await chat())[0] == 503
+    assert [await chat() for _ in range(3)] == [(503, "unavailable", "499")] * 3
+    async with open_cache(valkey) as cache:
+        window = TokenWindow(cache)
+        await window.settle(tenant, 1990)
+        assert await chat() == (503, "unavailable", "0"), "ten were left, and are again"
+        await window.settle(tenant, 10)
     assert await chat() == (429, "rate_limit_exceeded", "0")
     # What costs tokens can still be ended.
     async with http.post(f"{gateway.address}/v1/responses/resp_1/cancel", headers=bearing(key)) as answer:
