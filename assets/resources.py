@@ -16,6 +16,7 @@ from core.settings import (
 )
 
 if TYPE_CHECKING:
+    from assets.usage.figures import Figures
     from core.embedding import EmbeddingModel
     from core.lake import Lake
 
@@ -24,6 +25,7 @@ class Platform(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The installation this code location belongs to. Holds no secret: settings stay in the environment."""
 
     _lake: "Lake | None" = PrivateAttr(default=None)
+    _figures: "Figures | None" = PrivateAttr(default=None)
     _model: "EmbeddingModel | None" = PrivateAttr(default=None)
 
     @property
@@ -58,6 +60,14 @@ class Platform(dg.ConfigurableResource):  # type: ignore[type-arg]
         if self._lake is None:
             self._lake = usage_lake(self.objects, self.database)
         return self._lake
+
+    def figures(self) -> "Figures":
+        """What the usage assets of a run say of themselves, one for all of them."""
+        from assets.usage.figures import Figures  # noqa: PLC0415
+
+        if self._figures is None:
+            self._figures = Figures(self.lake())
+        return self._figures
 
     def model(self) -> "EmbeddingModel":
         """The embedding model, loaded once a run by the first step that needs it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class Landed:
     rows: int
     fates: dict[str, int]
     already: bool = False
+    received: tuple[datetime, datetime] | None = None
+    """When the log took the first and the newest of them."""
 
 
 class IncompleteSliceError(Exception):
@@ -109,7 +112,8 @@ def land_slice(
         crash.here(Point.LANDED)
         index.add(number + 1, winners)
     fates = dict(frame["fate"].value_counts().sort("fate").iter_rows())
-    return Landed(number + 1, version, len(frame), fates)
+    received = frame.select(pl.col("received").min(), newest=pl.col("received").max()).row(0)
+    return Landed(number + 1, version, len(frame), fates, received=received)
 
 
 def catch_up(lake: Lake, target: Target, handle: DeltaTable, index: IdentityIndex, number: int) -> None:

@@ -54,18 +54,22 @@ def usage_events(
     from assets.usage.imports import declared_in  # noqa: PLC0415
     from assets.usage.landing import land  # noqa: PLC0415
     from assets.usage.objects import record  # noqa: PLC0415
+    from assets.usage.progress import landed_slice, not_landed  # noqa: PLC0415
+    from assets.usage.transform import FATES  # noqa: PLC0415
     from core.eventlog.bulk import read_slice  # noqa: PLC0415
 
     if not config.ranges:
         context.log.info("nothing to land; the run finishes what an earlier one left")
-        return dg.MaterializeResult(metadata={"dagster/row_count": 0})
-    piece = config.slice(TOPIC)
-    batches = read_slice(platform.eventlog, platform.database, piece, headers=False)
-    lake = platform.lake()
+        held = platform.figures().of(None, landed_slice(platform.lake()), unaccounted=0)
+        return dg.MaterializeResult(metadata={"dagster/row_count": 0, **held})
+    piece, ends = config.slice(TOPIC), dict[int, int]()
+    batches = read_slice(platform.eventlog, platform.database, piece, headers=False, ends=ends)
+    lake, figures = platform.lake(), platform.figures()
     folder = index_folder(platform.state, lake.generation)
     landed = land(lake, folder, piece, batches, declared_in(platform.database))
     record(lake, platform.database)
-    fates = {name: landed.fates.get(name, 0) for name in ("counted", "duplicate", "quarantined", "rejected")}
+    figures.note(landed)
+    reached = {} if landed.already else {partition: end for partition, (_, end) in piece.ranges.items()}
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": landed.rows,
@@ -73,7 +77,12 @@ def usage_events(
             "slice": landed.slice,
             "lake version": landed.version,
             "already landed": landed.already,
-            **fates,
+            **figures.of(
+                None if landed.already else landed.slice,
+                landed.slice,
+                unaccounted=landed.rows - sum(landed.fates.get(fate, 0) for fate in FATES),
+                waiting=not_landed(lake, piece.topic_id, ends, reached),
+            ),
         }
     )
 
@@ -99,7 +108,12 @@ def usage_hourly(platform: Platform) -> dg.MaterializeResult[Any]:
 
     done = roll_up(platform.lake())
     return dg.MaterializeResult(
-        metadata={"dagster/row_count": done.rows, "slice": done.slice, "lake version": done.version}
+        metadata={
+            "dagster/row_count": done.rows,
+            "slice": done.slice,
+            "lake version": done.version,
+            **platform.figures().of(done.first, done.slice, unaccounted=done.unaccounted),
+        }
     )
 
 
@@ -123,7 +137,12 @@ def usage_daily(platform: Platform) -> dg.MaterializeResult[Any]:
 
     done = daily(platform.lake())
     return dg.MaterializeResult(
-        metadata={"dagster/row_count": done.rows, "slice": done.slice, "lake version": done.version}
+        metadata={
+            "dagster/row_count": done.rows,
+            "slice": done.slice,
+            "lake version": done.version,
+            **platform.figures().of(done.first, done.slice, unaccounted=done.unaccounted),
+        }
     )
 
 
@@ -147,14 +166,16 @@ def usage_cells(platform: Platform) -> dg.MaterializeResult[Any]:
     """
     from assets.usage.publish import publish  # noqa: PLC0415
 
-    done = publish(platform.lake(), platform.database)
+    done, figures = publish(platform.lake(), platform.database), platform.figures()
     if done is None:
-        return dg.MaterializeResult(metadata={"dagster/row_count": 0})
+        return dg.MaterializeResult(metadata={"dagster/row_count": 0, **figures.of(None, 0, unaccounted=0)})
+    landed = 0 if done.first is None else figures.carried(done.first, done.slice).landed
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": done.cells,
             "slice": done.slice,
             "lake version": done.lake_version,
+            **figures.of(done.first, done.slice, unaccounted=landed - done.booked),
             **{f"cells of {meter}": cells for meter, cells in done.meters.items()},
         }
     )
@@ -191,6 +212,7 @@ def usage_producers(context: dg.AssetExecutionContext, platform: Platform) -> dg
     return dg.MaterializeResult(
         metadata={
             "slice": done.slice,
+            **platform.figures().of(done.first, done.slice, unaccounted=done.missing),
             "checkpoints": done.checkpoints,
             "judged": done.judged,
             "found wanting": len(done.named),
@@ -220,17 +242,21 @@ def usage_snapshot(platform: Platform) -> dg.MaterializeResult[Any]:
     **Red?** *SnapshotError*: the file and the rating differ; nothing was published, the message names
     the tenant. Otherwise the object store or PostgreSQL is away; the next minute tries again.
     """
+    from assets.usage.progress import published_slice  # noqa: PLC0415
     from assets.usage.snapshot import publish_snapshot  # noqa: PLC0415
 
-    pointer = publish_snapshot(platform.lake(), platform.database, platform.objects)
-    if pointer is None:
-        return dg.MaterializeResult(metadata={"new": False})
+    done, figures = publish_snapshot(platform.lake(), platform.database, platform.objects), platform.figures()
+    if done is None:
+        shown = published_slice(platform.database)
+        return dg.MaterializeResult(metadata={"new": False, **figures.of(None, shown, unaccounted=0)})
+    pointer, first = done.pointer, done.before + 1 if done.before < done.slice else None
     return dg.MaterializeResult(
         metadata={
             "new": True,
             "name": pointer.name,
             "bytes": pointer.size,
             "lake version": pointer.lake_version,
+            **figures.of(first, done.slice, unaccounted=done.unaccounted),
         }
     )
 
@@ -258,6 +284,7 @@ def usage_purge(platform: Platform) -> dg.MaterializeResult[Any]:
     """
     from datetime import timedelta  # noqa: PLC0415
 
+    from assets.usage.progress import landed_slice  # noqa: PLC0415
     from assets.usage.purge import PurgeRefusedError, purge  # noqa: PLC0415
 
     settings = platform.usage
@@ -268,8 +295,10 @@ def usage_purge(platform: Platform) -> dg.MaterializeResult[Any]:
     if done.plan.refused:
         raise PurgeRefusedError(done.plan.why())
     proof = done.plan.proof
+    first, last = (proof.first, proof.last) if proof and done.lows else (None, landed_slice(platform.lake()))
     return dg.MaterializeResult(
         metadata={
+            **platform.figures().of(first, last, unaccounted=done.unaccounted, waiting=done.left),
             "records": sum(permit.before - permit.low for permit in done.plan.permits),
             "low watermarks": dg.MetadataValue.json({str(p): low for p, low in done.lows.items()}),
             "holds": sorted({hold for ids in done.plan.held.values() for hold in ids}),

@@ -58,6 +58,8 @@ class Reconciled:
     `missing` events they lack."""
 
     slice: int = 0
+    first: int | None = None
+    """First of the slices that it went through now."""
     checkpoints: int = 0
     judged: int = 0
     open: int = 0
@@ -89,6 +91,7 @@ def reconcile(lake: Lake, database: DatabaseSettings, ends: Ends) -> Reconciled:
                 cursor.execute("delete from usage_reconciled")
             done.slice = max(before, last)
             if before < last:
+                done.first = before + 1
                 for low, high in spans(events, "slice", before + 1, last, rows=ROWS_AT_ONCE):
                     _take(cursor, _news(lake, events, low, high), ends, done)
                 cursor.execute(

@@ -1,10 +1,11 @@
 """How far usage has landed and is published."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg2
 
-from assets.slices.progress import IncidentError, landed_from, last_slice, next_slice
+from assets.slices.progress import IncidentError, landed_from, last_slice, next_slice, position_name
 from core.database.urls import libpq_dsn
 from core.lake import Lake
 from core.settings import DatabaseSettings
@@ -14,17 +15,36 @@ __all__ = [
     "IncidentError",
     "landed_slice",
     "next_slice",
+    "not_landed",
     "price_revision",
     "published_offsets",
     "published_slice",
     "published_version",
     "scrub_is_due",
+    "slice_at",
 ]
 
 
 def landed_slice(lake: Lake) -> int:
     """The last slice `usage_events` holds, 0 for none."""
     return last_slice(lake, "usage_events")
+
+
+def not_landed(lake: Lake, topic_id: str, ends: Mapping[int, int], reached: Mapping[int, int]) -> int:
+    """Records of the topic that stand behind what has landed.
+
+    Args:
+        ends: next offset of each partition of the log.
+        reached: next offset that is to land, where the caller knows it; of others the table is asked.
+    """
+    handle = lake.open("usage_events")
+    waiting = 0
+    for partition, end in ends.items():
+        begin = reached.get(partition)
+        if begin is None and handle is not None:
+            begin = handle.transaction_version(position_name(topic_id, partition))
+        waiting += max(0, end - (begin or 0))
+    return waiting
 
 
 def published_slice(database: DatabaseSettings) -> int:
@@ -39,6 +59,15 @@ def published_version(database: DatabaseSettings) -> int | None:
     """The lake version PostgreSQL reflects, None for none."""
     newest: int | None = _ask(database, "select max(lake_version) from usage_publication")[0][0]
     return newest
+
+
+def slice_at(database: DatabaseSettings, lake_version: int) -> int:
+    """The last slice of a publication, 0 where there was none of this version."""
+    rows = _ask(
+        database,
+        f"select coalesce(max(slice), 0) from usage_publication where lake_version = {int(lake_version)}",
+    )
+    return int(rows[0][0])
 
 
 def published_offsets(database: DatabaseSettings, lake: Lake) -> dict[tuple[str, int], int]:

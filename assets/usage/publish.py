@@ -65,6 +65,10 @@ class Published:
     lake_version: int
     slice: int
     meters: Mapping[str, int] = field(default_factory=dict)
+    first: int | None = None
+    """First of the slices that were published now, widened to whole folded blocks."""
+    booked: int = 0
+    """Records of those slices that have a fate."""
 
     @property
     def cells(self) -> int:
@@ -120,7 +124,7 @@ def publish(lake: Lake, database: DatabaseSettings) -> Published | None:
             write = replace if generation < lake.generation else upsert
             write(cursor, "usage_cell", found)
             write(cursor, "usage_element", elements)
-            fates, watermark = _fates(lake, hourly, published_slice + 1, last, version)
+            fates, watermark, (first, booked) = _fates(lake, hourly, published_slice + 1, last, version)
             upsert(cursor, "usage_conservation", fates)
             upsert(cursor, "usage_watermark", watermark)
             if fates.select((pl.col("quarantined") + pl.col("rejected")).sum()).item():
@@ -146,7 +150,7 @@ def publish(lake: Lake, database: DatabaseSettings) -> Published | None:
     # Now that everybody has these slices, they need not stand alone any more.
     fold_full_blocks(lake, published_slice, last)
     meters = found.group_by("meter").len().sort("meter") if len(found) else found
-    return Published(version, last, dict(meters.iter_rows()))
+    return Published(version, last, dict(meters.iter_rows()), first, booked)
 
 
 def _cells(
@@ -211,8 +215,11 @@ def _elements(new: pl.DataFrame, rows: pl.DataFrame, keys: list[str], version: i
     )
 
 
-def _fates(lake: Lake, hourly: Any, first: int, last: int, version: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Absolute fates of the blocks that slices [first, last] touched, and the next offset of each partition."""
+def _fates(
+    lake: Lake, hourly: Any, first: int, last: int, version: int
+) -> tuple[pl.DataFrame, pl.DataFrame, tuple[int, int]]:
+    """Absolute fates of the blocks that slices [first, last] touched, the next offset of each partition, and of
+    these slices, widened to whole folded blocks, the first and how many records have a fate."""
     begin = (first - 1) // BLOCK * BLOCK + 1
     rows = read(
         lake, schema.HOURLY, hourly, {name: schema.HOURLY_SCHEMA[name] for name in schema.FATE_COLUMNS},
@@ -226,7 +233,10 @@ def _fates(lake: Lake, hourly: Any, first: int, last: int, version: int) -> tupl
         .with_columns(lake_version=pl.lit(version))
     )
     watermark = rows.group_by("topic_id", "partition").agg(pl.col("next_offset").max())
-    return fates, watermark.with_columns(lake_version=pl.lit(version))
+    new = rows.filter(pl.col("slice") >= first)
+    booked = int(sum(new[name].sum() for name in schema.FATE_COUNTS))
+    carried = min([first, *new["since"]]), booked
+    return fates, watermark.with_columns(lake_version=pl.lit(version)), carried
 
 
 def _remove_older(cursor: Any, version: int) -> None:

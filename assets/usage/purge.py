@@ -18,6 +18,7 @@ from typing import Any
 import psycopg2
 from psycopg2.extras import execute_values
 
+from assets.slices.progress import landed_offsets
 from assets.usage import schema
 from assets.usage.objects import ObjectProblemError, Recorded, recorded
 from assets.usage.proof import Proof, prove, whole_blocks
@@ -99,6 +100,10 @@ class Purged:
 
     plan: Plan
     lows: Mapping[int, int]
+    left: int
+    """Records that are still in the log."""
+    unaccounted: int = 0
+    """Records that it deleted and the lake does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +167,23 @@ def purge(
             topic_id, bounds = asyncio.run(_look(eventlog, database))
             _close(cursor, topic_id, {partition: bound.low for partition, bound in bounds.items()})
             decided = plan(lake, eventlog, database, lag=lag, most=most)
+            left = sum(bound.high - bound.low for bound in bounds.values())
             if decided.proof is None or not decided.permits:
-                return Purged(decided, {})
+                return Purged(decided, {}, left)
             flush(lake, schema.EVENTS, [each.path for each in decided.proof.objects])
             cursor.execute("select pg_advisory_lock(%s)", (LOCK,))
             decided.hold(holds(database))
             if not decided.permits:
-                return Purged(decided, {})
+                return Purged(decided, {}, left)
             _intend(cursor, lake, decided.permits, decided.proof)
             crash.here(Point.PURGE_INTENDED)
             lows = asyncio.run(_delete(eventlog, database, decided.permits))
             crash.here(Point.PURGED)
             _close(cursor, topic_id, lows)
-            return Purged(decided, lows)
+            left -= sum(low - bounds[partition].low for partition, low in lows.items())
+            landed = landed_offsets(lake.open(schema.EVENTS), topic_id, len(bounds))
+            beyond = sum(max(0, low - landed[partition]) for partition, low in lows.items())
+            return Purged(decided, lows, left, beyond)
     finally:
         connection.close()
 

@@ -45,6 +45,10 @@ class RolledUp:
     slice: int
     version: int
     rows: int
+    first: int | None = None
+    """First of the slices that were folded now."""
+    unaccounted: int = 0
+    """What those hold in the source, less what their partials account for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +64,15 @@ class Step:
     schema: Mapping[str, pl.DataType | type[pl.DataType]]
     statistics: Sequence[str]
     partitions: Sequence[str]
+    difference: Callable[[pl.DataFrame, pl.DataFrame], int]
+    """What rows of the source hold, less what their partials account for."""
 
 
 def roll_up(lake: Lake) -> RolledUp:
     """Bring `usage_hourly` to the last landed slice."""
     step = Step(
         schema.EVENTS, SLICE, event_rows, hourly_partials,
-        schema.HOURLY, schema.HOURLY_SCHEMA, schema.HOURLY_STATISTICS, ("kind",),
+        schema.HOURLY, schema.HOURLY_SCHEMA, schema.HOURLY_STATISTICS, ("kind",), _without_a_fate,
     )  # fmt: skip
     return _advance(lake, step)
 
@@ -80,9 +86,17 @@ def daily(lake: Lake) -> RolledUp:
     """
     step = Step(
         schema.HOURLY, schema.ROLLED, _cell_rows, daily_partials,
-        schema.DAILY, schema.DAILY_SCHEMA, schema.DAILY_STATISTICS, (),
+        schema.DAILY, schema.DAILY_SCHEMA, schema.DAILY_STATISTICS, (), _not_in_a_day,
     )  # fmt: skip
     return _advance(lake, step)
+
+
+def _without_a_fate(rows: pl.DataFrame, partials: pl.DataFrame) -> int:
+    return len(rows) - int(sum(partials[name].sum() for name in schema.FATE_COUNTS))
+
+
+def _not_in_a_day(rows: pl.DataFrame, partials: pl.DataFrame) -> int:
+    return int(rows["events"].sum()) - int(partials["events"].sum())
 
 
 def _cell_rows(lake: Lake, handle: DeltaTable, low: int, high: int) -> pl.DataFrame:
@@ -178,10 +192,11 @@ def _advance(lake: Lake, step: Step) -> RolledUp:
     handle = create(lake, step.target, empty, step.statistics, partitions=step.partitions)
     done = positions(handle, [schema.ROLLED])[schema.ROLLED] or 0
     last = (positions(origin, [step.position])[step.position] or 0) if origin is not None else 0
-    version, written = int(handle.version()), 0
+    version, written, unaccounted = int(handle.version()), 0, 0
     if origin is None or done >= last:
         return RolledUp(done, version, written)
-    for low, high in spans(origin, "slice", done + 1, last, rows=ROWS_AT_ONCE):
+    first = done + 1
+    for low, high in spans(origin, "slice", first, last, rows=ROWS_AT_ONCE):
         rows = step.rows(lake, origin, low, high)
         if "since" in rows and (rows["since"] <= done).any():
             raise BehindFoldError(
@@ -193,7 +208,8 @@ def _advance(lake: Lake, step: Step) -> RolledUp:
             lake, step.target, partials, {schema.ROLLED: high}, {schema.ROLLED: done or None}, handle=handle
         )
         written, done = written + len(partials), high
-    return RolledUp(done, version, written)
+        unaccounted += step.difference(rows, partials)
+    return RolledUp(done, version, written, first, unaccounted)
 
 
 def rolled_slice(lake: Lake) -> int:

@@ -15,6 +15,7 @@ import psycopg2
 from assets.usage import schema
 from assets.usage.asof import KEYS, cells_of, rows_as_of
 from assets.usage.elements import standing
+from assets.usage.progress import slice_at
 from core import crash
 from core.clock import now, rfc3339
 from core.crash import Point
@@ -77,6 +78,17 @@ def published(database: DatabaseSettings) -> Published | None:
             return Published(newest[0], newest[1], offsets, prices, dict(cursor.fetchall()), newest[2])
     finally:
         connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot that was published now: it shows slices up to `slice`, the one before it those up to `before`."""
+
+    pointer: Pointer
+    slice: int
+    before: int
+    unaccounted: int
+    """Events of the usage that is published, less those of the file's days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +354,7 @@ def verify(path: Path, rated: pl.DataFrame, prices: Sequence[Price], left_out: C
             )
 
 
-def publish_snapshot(lake: Lake, database: DatabaseSettings, objects: ObjectSettings) -> Pointer | None:
+def publish_snapshot(lake: Lake, database: DatabaseSettings, objects: ObjectSettings) -> Snapshot | None:
     """Build, verify and publish the snapshot of what is published now; None where there is nothing new."""
     state = published(database)
     if state is None:
@@ -362,7 +374,20 @@ def publish_snapshot(lake: Lake, database: DatabaseSettings, objects: ObjectSett
         frames, left_out = tables(rows, state)
         build(path, frames, meta(state, left_out))
         verify(path, rateable(rows), state.prices, left_out)
-        return asyncio.run(_put(objects, database, path, state))
+        unaccounted = int(rows["events"].sum()) - _events(path)
+        before = 0 if current is None else min(slice_at(database, current.lake_version), state.slice)
+        pointer = asyncio.run(_put(objects, database, path, state))
+    return Snapshot(pointer, state.slice, before, unaccounted)
+
+
+def _events(path: Path) -> int:
+    """Events of all days in a finished file."""
+    connection = duckdb.connect(str(path), read_only=True)
+    try:
+        rows = connection.execute("select coalesce(sum(events), 0) from usage_daily").fetchall()
+        return int(rows[0][0])
+    finally:
+        connection.close()
 
 
 async def _put(objects: ObjectSettings, database: DatabaseSettings, path: Path, state: Published) -> Pointer:

@@ -31,7 +31,7 @@ from core.database import dsn
 from core.objects import open_objects
 from core.prices.book import Price, Tier
 from core.settings import DatabaseSettings, ObjectSettings
-from core.snapshots import BUCKET, POINTER, Pointer, read_pointer
+from core.snapshots import BUCKET, POINTER, read_pointer
 from tests.assets.usage.lake import event, local_lake, records, slice_of
 from tests.assets.usage.test_publish import empty, go, query
 
@@ -282,8 +282,10 @@ def test_the_pointer_comes_last_and_only_when_something_is_new(
     old = [f"usage-000000000000-{number:02d}.duckdb" for number in range(30)]
     asyncio.run(put(settings, priced, old))
     try:
-        pointer = publish_snapshot(lake, priced, settings)
-        assert isinstance(pointer, Pointer)
+        made = publish_snapshot(lake, priced, settings)
+        assert made is not None
+        assert (made.before, made.slice, made.unaccounted) == (0, 1, 0)
+        pointer = made.pointer
         assert asyncio.run(read_pointer(settings, priced)) == pointer
         found = asyncio.run(objects(settings, priced))
         assert sorted(found) == [POINTER, *old[-(snapshot.KEEP - 1) :], pointer.name]
@@ -310,13 +312,16 @@ def test_the_pointer_comes_last_and_only_when_something_is_new(
         go(lake, priced)
         later = publish_snapshot(lake, priced, settings)
         assert later is not None
-        assert later.price_revision > pointer.price_revision
+        assert (later.before, later.slice, later.unaccounted) == (1, 2, 0)
+        assert later.pointer.price_revision > pointer.price_revision
         execute(
             priced,
             "insert into price (id, tenant_id, meter, unit_price, per, currency, valid_from) "
             "values ('later', '*', 'llm.tokens.input', 3, 1000000, 'USD', '2026-07-01Z')",
         )
-        assert publish_snapshot(lake, priced, settings) is not None
+        dearer = publish_snapshot(lake, priced, settings)
+        assert dearer is not None
+        assert (dearer.before, dearer.slice) == (2, 2)
         assert publish_snapshot(lake, priced, settings) is None
     finally:
         asyncio.run(delete_all(settings, priced))
