@@ -1,8 +1,9 @@
 """What a price list would change in the book: pure, shown before it is done.
 
 A price the book does not know is valid from the beginning: usage that waited for it is priced. A changed
-one holds from the hour of the import; usage before keeps its price. One that changes by more than
-`factor`, or that no model has ever cost, is parked: listed and not taken, until a person names it.
+one holds from the hour of the import; usage before keeps its price. So does the first row of a model in use
+that a more general row prices: what that usage costs changes. One that changes by more than `factor`, or
+that no model has ever cost, is parked: listed and not taken, until a person names it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,8 @@ FACTOR: Final = Decimal(3)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row that would be added. `before` is what it replaces, None where nothing priced this."""
+    """One row that would be added. `before` is what it replaces, or the more general row that prices usage of it
+    now; None where nothing does, or no usage names it."""
 
     price: Price
     before: Price | None = None
@@ -62,16 +64,17 @@ def plan(
 
     Args:
         at: now; changes hold from its full hour (UTC).
-        names: provider and model as usage names them; those that the list matches get rows of their own.
+        names: provider and model as usage names them; those that the list matches get rows of their own, which
+            are held against what that usage costs now.
         only: `provider` or `provider/model`: nothing else is taken. Everything where it is empty.
         accept: `provider/model` whose changes are taken however large they are.
         factor: a change by more than this, up or down, or from or to 0, is parked.
     """
     made = Plan()
-    wanted, accepted = set(only), set(accept)
+    wanted, accepted, used = set(only), set(accept), set(names)
     book = _Known(known, at.astimezone(UTC).replace(minute=0, second=0, microsecond=0))
     entries = dict(found.entries)
-    for provider, model in sorted(set(names)):
+    for provider, model in sorted(used):
         entry = found.resolve(provider, model)
         if entry is None:
             made.unknown.append((provider, model))
@@ -84,7 +87,7 @@ def plan(
     }
     for key in sorted(chosen):
         name = "/".join(key)
-        for change in book.changes(chosen[key]):
+        for change in book.changes(chosen[key], used=key in used):
             if change is None:
                 made.unchanged += 1
                 continue
@@ -115,20 +118,33 @@ class _Known:
             if "provider" in of and "model" in of:
                 self._models.setdefault((of["provider"], of["model"]), []).append(price)
 
-    def changes(self, entry: Entry) -> Iterable[Change | None]:
-        """A change for each price of the entry that the book has not, None for each that it has."""
+    def changes(self, entry: Entry, *, used: bool) -> Iterable[Change | None]:
+        """A change for each price of the entry that the book has not, None for each that it has.
+
+        Args:
+            used: usage names this provider and model.
+        """
         listed = set[tuple[str, tuple[tuple[str, str], ...]]]()
         for one in entry.prices:
             price = _price(entry, one)
             listed.add((price.meter, price.dimensions))
-            if (price.meter, price.dimensions) not in self._rows:
-                yield Change(price)
-                continue
-            yield from self._changed(price)
+            if (price.meter, price.dimensions) in self._rows:
+                yield from self._changed(price)
+            else:
+                yield from self._first(price, used=used)
         for old in self._models.get((entry.provider, entry.model), ()):
             tier = "context" in dict(old.dimensions) and (old.meter, old.dimensions) not in listed
             if tier and old.holds(self._hour):  # the list has no such tier any more
                 yield _until(old, max(self._hour, old.valid_from + timedelta(hours=1)))
+
+    def _first(self, price: Price, *, used: bool) -> Iterable[Change]:
+        """The book has no row of these dimensions, but what usage of them costs now may not jump unseen."""
+        start = max(price.valid_from, self._hour)
+        before = self._book.find(price.meter, dict(price.dimensions), start) if used else None
+        if before is None:
+            yield Change(price)
+        elif price.valid_to is None or price.valid_to > start:
+            yield Change(replace(price, valid_from=start), before)
 
     def _changed(self, price: Price) -> Iterable[Change | None]:
         """What is past stays as it was priced; only what holds now, or will, is compared."""
@@ -179,9 +195,14 @@ def _reason(change: Change, factor: Decimal) -> str:
         return ""
     if before.model != FLAT or before.included:
         return f"the book has a price of the model {before.model} here, not one of a list"
+    if before.currency != price.currency:
+        return f"the book has a price in {before.currency} here"
     old = EXACT.multiply(before.unit_price, price.per)
     new = EXACT.multiply(price.unit_price, before.per)
     low, high = sorted((old, new))
     if high > EXACT.multiply(low, factor):
-        return f"it changes by more than a factor of {factor}"
+        general = (
+            "" if before.dimensions == price.dimensions else ", for usage that a more general row prices now"
+        )
+        return f"it changes by more than a factor of {factor}{general}"
     return ""

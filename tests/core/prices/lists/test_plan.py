@@ -129,6 +129,66 @@ def test_an_announced_price_ends_the_tier_before_it() -> None:
     assert plan(announced, rows, AT).changes == []
 
 
+def general(price: str, **more: object) -> Price:
+    row = Price(EVERYBODY, INPUT, (), D(price), 1_000_000, "USD", ALWAYS, revision=1)
+    return replace(row, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "parked"), [("2.5", "7.5", False), ("2.5", "7.6", True), ("2.5", "0.15", True), ("0", "1", True)]
+)  # fmt: skip
+def test_the_first_row_of_a_model_in_use_is_held_against_what_its_usage_costs(
+    before: str, after: str, parked: bool
+) -> None:
+    rows, used = [general(before)], [("p", "m")]
+    made = plan(a_list(listed(after)), rows, AT, names=used)
+    assert bool(made.parked) is parked
+    if parked:
+        assert made.prices == []
+        assert "factor of 3, for usage that a more general row" in made.parked[0].reason
+        made = plan(a_list(listed(after)), rows, AT, names=used, accept=["p/m"])
+    assert [change.before for change in made.changes] == rows
+    rows += [replace(row, revision=9) for row in made.prices]
+    assert [cost(rows, at) for at in (HOUR - timedelta(hours=1), HOUR)] == [D(before), D(after)]
+    again = plan(a_list(listed(after)), rows, AT + timedelta(days=1), names=used)
+    assert (again.changes, again.parked, again.unchanged) == ([], [], 1)
+
+
+def test_a_first_row_that_prices_no_usage_holds_from_the_beginning() -> None:
+    """Nobody names the model; or the more general row does not hold, and usage waits for a price."""
+    made = plan(a_list(listed("100")), [general("2.5")], AT)
+    assert [(change.price.valid_from, change.before) for change in made.changes] == [(ALWAYS, None)]
+    for other in (general("2.5", valid_to=HOUR), general("2.5", meter="llm.tokens.output"), general("2.5", dimensions=(("model", "x"),))):  # fmt: skip
+        made = plan(a_list(listed("100")), [other], AT, names=[("p", "m")])
+        assert [change.price.valid_from for change in made.changes] == [ALWAYS]
+
+
+def test_a_first_tier_of_a_model_in_use_changes_what_long_requests_cost() -> None:
+    tier = (("context", "over_200000"),)
+    rows = [*imported(plan(a_list(listed("3")), [], AT)), general("2.5", revision=8)]
+    made = plan(a_list(listed("3"), listed("6", tier)), rows, AT, names=[("p", "m")])
+    assert [(change.price.valid_from, change.before) for change in made.changes] == [(HOUR, rows[0])]
+    assert plan(a_list(listed("3"), listed("10", tier)), rows, AT, names=[("p", "m")]).parked
+
+
+def test_dated_prices_of_a_model_in_use_begin_with_the_import() -> None:
+    past, change = HOUR - timedelta(days=9), HOUR + timedelta(days=9)
+    dated = a_list(listed("2", until=past), listed("3", since=past, until=change), listed("4", since=change))
+    rows = [general("2.5")]
+    made = plan(dated, rows, AT, names=[("p", "m")])
+    assert [(row.valid_from, row.valid_to) for row in made.prices] == [(HOUR, change), (change, None)]
+    rows += [replace(row, revision=number) for number, row in enumerate(made.prices, 9)]
+    moments = (past - timedelta(days=1), HOUR - timedelta(hours=1), HOUR, change)
+    assert [cost(rows, at) for at in moments] == [D("2.5"), D("2.5"), 3, 4]
+    assert plan(dated, rows, AT, names=[("p", "m")]).changes == []
+
+
+@pytest.mark.parametrize("row", [general("2.5", model="volume"), general("2.5", included=D(5)), general("2.5", currency="EUR")])  # fmt: skip
+def test_a_general_price_that_no_list_can_say_is_not_replaced_unseen(row: Price) -> None:
+    assert plan(a_list(listed("2.5")), [row], AT, names=[("p", "m")]).parked
+    assert plan(a_list(listed("2.5")), [row], AT).prices
+
+
 def test_names_in_use_get_rows_of_their_own_and_unknown_ones_are_named() -> None:
     made = plan(a_list(listed("3")), [], AT, names=[("p", "m-2026"), ("other", "m"), ("p", "x")])
     assert [dict(price.dimensions) for price in made.prices] == [
