@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -31,9 +31,7 @@ from services.agents.attachments import Attachments
 from services.agents.consumers import Cancellations, measure_lag, positions, wake_ups
 from services.agents.handlers import Agents, Conversations
 from services.agents.internal import Places
-from services.agents.journal import Journal
 from services.agents.loop import execute
-from services.agents.model import Outcome, RunContext
 from services.agents.openai.routes import open_openai
 from services.agents.openai.routes import router as openai_router
 from services.agents.providers.handlers import ProviderHandlers
@@ -46,7 +44,7 @@ from services.common.app import service_app
 from services.common.auth import open_identity
 from services.common.events import AgentEvents
 from services.common.lifecycle import Lifecycle
-from services.common.token_window import TokenWindow, window_name
+from services.common.token_window import TokenWindow
 
 NAME = "agents"
 PORT = 8002
@@ -126,12 +124,13 @@ def create_app(lifecycle: Lifecycle, loop: Execute | None = None) -> FastAPI:
             )
             runner = Runner(
                 runs,
-                counted_in(loop or partial(execute, providers=providers, tools=tools), window.settle),
+                loop or partial(execute, providers=providers, tools=tools),
                 instance=f"{socket.gethostname()}-{os.getpid()}",
                 capacity=bounds.agent_runs,
                 lease_seconds=bounds.agent_lease_seconds,
                 renew_seconds=bounds.agent_lease_seconds / 3,
                 poll_seconds=bounds.agent_poll_seconds,
+                settle=window.settle,
             )
             followers = (wake_ups(log, runner.wake), positions(log, system))
             for work in (
@@ -160,19 +159,6 @@ def create_app(lifecycle: Lifecycle, loop: Execute | None = None) -> FastAPI:
         lifespan=lifespan,
         description="Agents, conversations with them, and the runs that answer.",
     )
-
-
-def counted_in(loop: Execute, settle: Callable[[str, int], Awaitable[None]]) -> Execute:
-    """`loop`, with what a run used counted against the tokens a minute of its organisation: when it waits for a
-    person, who may never answer, and what came after that at its end."""
-
-    async def counted(run: RunContext, journal: Journal) -> Outcome:
-        outcome = await loop(run, journal)
-        used = outcome.totals.tokens - run.counted
-        await settle(window_name(run.tenant_id, run.user), used)
-        return outcome
-
-    return counted
 
 
 def _in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:

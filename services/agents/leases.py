@@ -148,7 +148,6 @@ async def context(connection: AsyncConnection, claimed: Claimed) -> tuple[RunCon
         checkpoints=steps,
         deadline=now() + timedelta(seconds=claimed.spec.limits.seconds - claimed.running_for),
         answered=tuple(Answered(row.call, row.round, row.decision, row.note) for row in answered),
-        counted=claimed.totals.tokens,
     )
     return found, int(own[-1].place) + 1
 

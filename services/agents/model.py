@@ -145,8 +145,6 @@ class RunContext(msgspec.Struct, frozen=True):
     deadline: datetime
     """Wall time (UTC) at which the run fails with `limit_seconds`; the runner enforces it too."""
     answered: tuple[Answered, ...] = ()
-    counted: int = 0
-    """Tokens that were counted against the organisation's tokens a minute when it last waited for a person."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,9 +28,13 @@ from services.agents.model import Outcome, RunContext
 from services.agents.notes import RunJournal
 from services.agents.recorder import Recorder
 from services.agents.saved import restored, totals
+from services.common.token_window import window_name
 
 Execute = Callable[[RunContext, Journal], Awaitable[Outcome]]
 """Goes on with a run from its context until it ends or must wait for a person. May raise FencedError; any other error fails the run."""
+
+Settle = Callable[[str, int], Awaitable[None]]
+"""Counts tokens in the window of the tokens a minute of this name. Never raises."""
 
 MAX_STALLS: Final = 3
 """Takeovers without a checkpoint between them after which a run fails: it may be what kills its instances."""
@@ -60,6 +64,8 @@ class Runner:
         lease_seconds: an instance that is silent for so long loses its runs.
         renew_seconds: how often leases are renewed, a third of the lease.
         poll_seconds: looks for runs this often without being woken, for wake-ups that were lost.
+        settle: is told what a run used when it waits for a person, who may never answer, and what came after
+            that when it ends, whoever ended it.
     """
 
     def __init__(
@@ -72,8 +78,10 @@ class Runner:
         lease_seconds: float = 6.0,
         renew_seconds: float = 2.0,
         poll_seconds: float = 2.0,
+        settle: Settle | None = None,
     ) -> None:
         self._database, self._execute, self._instance = database, execute, instance
+        self._settle = settle
         self._capacity, self._lease = capacity, lease_seconds
         self._renew, self._poll = renew_seconds, poll_seconds
         self._recorder = Recorder(database)
@@ -142,7 +150,9 @@ class Runner:
             _log.warn("cannot look for runs", error=self.trouble)
             return
         for one in claimed:
-            running = _Running(self._recorder, self._database, self._execute, self._instance, one)
+            running = _Running(
+                self._recorder, self._database, self._execute, self._settle, self._instance, one
+            )
             task = asyncio.create_task(running.run(), name=one.identity.run_id)
             self._running[task] = running
             task.add_done_callback(self._ended)
@@ -203,10 +213,16 @@ class _Running:
     """One execution of one run."""
 
     def __init__(
-        self, recorder: Recorder, database: Database, execute: Execute, instance: str, claimed: Claimed
+        self,
+        recorder: Recorder,
+        database: Database,
+        execute: Execute,
+        settle: Settle | None,
+        instance: str,
+        claimed: Claimed,
     ) -> None:
         self._recorder, self._database, self._execute = recorder, database, execute
-        self._instance, self.claimed = instance, claimed
+        self._settle, self._instance, self.claimed = settle, instance, claimed
         self._stopped: asyncio.Future[_Reason] = asyncio.get_running_loop().create_future()
         self.journal: RunJournal | None = None
         self.unfinished = True
@@ -233,6 +249,9 @@ class _Running:
                 outcome = await self._until_ended(context, journal)
                 if outcome is None:
                     return
+                if self._settle is not None:
+                    used = outcome.totals.tokens - claimed.totals.tokens
+                    await self._settle(window_name(identity.tenant_id, identity.user), used)
                 await self._end(journal, outcome)
             except FencedError:
                 self.unfinished = False

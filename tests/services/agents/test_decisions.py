@@ -12,7 +12,6 @@ from core.clock import now
 from core.contracts.run_events import Totals
 from core.database import tenant
 from services.agents import decisions, leases, schemas, store
-from services.agents.app import counted_in
 from services.agents.handlers import Conversations
 from services.agents.journal import Journal
 from services.agents.model import Outcome, Question, RunContext
@@ -221,7 +220,7 @@ async def test_tokens_are_counted_when_a_run_waits_and_once(arena: Arena, asker:
         return outcome if outcome.question else msgspec.structs.replace(outcome, totals=Totals(9, 4))
 
     run = (await asker.ask("x")).run_id
-    async with here(arena, counted_in(more, settle)):
+    async with in_process(arena, more, settle=settle):
         question = await asked(asker, run)
         assert counted == [7], "whoever cancels it now leaves nothing uncounted"
         await asker.decide(question, "approve")

@@ -272,9 +272,17 @@ async def test_a_run_that_ends_without_its_loop_tells_what_it_used(arena: Arena,
             await journal.checkpoint("model", encode(cut))
         raise AssertionError
 
+    counted: list[tuple[str, int]] = []
+
+    async def settle(window: str, tokens: int) -> None:
+        counted.append((window, tokens))
+
     run = (await asker.ask("", seconds=1)).run_id
-    async with in_process(arena, deaf):
+    async with in_process(arena, deaf, settle=settle):
         await until(lambda: all_ended(asker))
+    assert counted == [(f"tenant:{asker.tenant_id}", 77)], (
+        "against the tokens a minute of its organisation too"
+    )
     told = (await asker.stories())[run].events[-1].data
     assert told["code"] == "limit_seconds"
     assert told["usage"] == {
