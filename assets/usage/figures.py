@@ -16,7 +16,7 @@ A plot needs one type a name: the first six and `lag records` are integers, the 
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -30,6 +30,9 @@ from core.lake.read import scan
 
 FATES = {"counted": COUNTED, "duplicates": DUPLICATE, "quarantined": QUARANTINED, "rejected": REJECTED}
 """Names of the counts, and the fates they count."""
+
+
+Number = int | float  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Figures:
 
     def of(
         self, first: int | None, last: int, *, unaccounted: int, waiting: int | None = None
-    ) -> dict[str, int | float]:
+    ) -> dict[str, Number]:
         """The figures of an asset, as metadata.
 
         Args:
@@ -76,12 +79,12 @@ class Figures:
         held = self.carried(last, last) if first is None and last else carried
         if waiting is None:
             waiting = self.carried(last + 1, newest).landed if last < newest else 0
-        figures: dict[str, int | float] = {
+        figures: dict[str, Number] = {
             "landed": carried.landed,
             **carried.fates,
             "unaccounted": unaccounted,
             "lag records": waiting,
-            "lag seconds": _seconds(carried.received[0], at) if carried.received else 0.0,
+            "lag seconds": _seconds(carried.received[0] if carried.received else at, at),
         }
         if held.received:
             figures["freshness seconds"] = _seconds(held.received[1], at)
@@ -112,6 +115,6 @@ class Figures:
 NOTHING = Carried(0, dict.fromkeys(FATES, 0), None)
 
 
-def _seconds(since: datetime, at: datetime) -> float:
+def _seconds(since: datetime, at: datetime) -> float:  # seconds
     """At least 0: the log's clock is another machine's."""
-    return max(0.0, round((at - since).total_seconds(), 3))
+    return max(timedelta(), at - since).total_seconds()
