@@ -17,6 +17,7 @@ HOURS: Final = "hourly cells hold every counted event that was not voided"
 DAYS: Final = "daily cells hold every counted event that was not voided"
 SUMS: Final = "hours and days add up to the same quantities"
 ELEMENTS: Final = "what cannot be added up stands for every event of its cells"
+GATE: Final = "what landed passes the gate before publication"
 PERIOD: Final = "hours and days of the period hold the same events and quantities"
 
 
@@ -110,9 +111,11 @@ async def conservation(
                         group by tenant_id, meter having sum(standing) <> sum(events)) d) as unequal_elements,
                     (select jsonb_agg(jsonb_build_array(topic_id, partition, next_offset)) from usage_watermark)
                         as watermark,
+                    (select count(*) from usage_gate g where g.problems > 0
+                        and (g.generation, g.last_slice) > (coalesce(p.generation, 1), coalesce(p.slice, 0))) as held_up,
                     p.lake_version, p.slice
                 from (select 1) one left join (
-                    select lake_version, slice from usage_publication order by lake_version desc limit 1) p on true
+                    select lake_version, slice, generation from usage_publication order by lake_version desc limit 1) p on true
                 """
             ),
             {
@@ -138,6 +141,7 @@ def verdicts(found: Mapping[str, Any], period: ServicePeriod | None) -> dict[str
         DAYS: found["not_in_days"] == 0,
         SUMS: found["unequal_sums"] == 0,
         ELEMENTS: found["unequal_elements"] == 0,
+        GATE: found["held_up"] == 0,
     }
     if period is not None:
         checks[PERIOD] = found["unequal_meters"] == 0

@@ -251,6 +251,11 @@ def _evidence() -> Iterable[Holding]:
     yield t("public.usage_object",
             "generation path bytes records sha256 first_slice last_slice ranges tenants recorded_at checked_at problem replaced_at",
             "objects of usage_events: hashes, offsets, ids of tenants")  # fmt: skip
+    yield t(
+        "public.usage_gate",
+        "generation first_slice last_slice problems judged_at",
+        "slices that are held up before publication",
+    )
     yield t("public.usage_hold", "id name partition placed_at lifted_at", "what must not be purged")
     yield t("public.usage_hold", "reason placed_by lifted_by", "who stopped a purge, and why", "placed_by, lifted_by", _ROWS,
             "book", erasure=unlink)  # fmt: skip

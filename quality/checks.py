@@ -11,8 +11,9 @@ def conservation(platform: Platform) -> dg.AssetCheckResult:
     go on where the published end; the cells hold exactly the events and quantities that were counted, less
     those that were voided, and each void takes out what one counted event put in.
 
-    Looks at every slice that is not published yet. Red stops publication.
+    Looks at every slice that is not published yet. Red stops publication, and no invoice is issued until it is green.
     """
+    from assets.usage import gate  # noqa: PLC0415
     from assets.usage.evidence import evidence  # noqa: PLC0415
     from assets.usage.progress import published_offsets, published_slice  # noqa: PLC0415
     from assets.usage.rollup import rolled_slice  # noqa: PLC0415
@@ -21,11 +22,13 @@ def conservation(platform: Platform) -> dg.AssetCheckResult:
     lake = platform.lake()
     first, last = published_slice(platform.database) + 1, rolled_slice(lake)
     if last < first:
+        gate.say(platform.database, lake.generation, first, last, 0)
         return dg.AssetCheckResult(passed=True, metadata={"landed": 0})
     found = evidence(lake, first, last)
     frame = found.conservation
     offsets = published_offsets(platform.database, lake)
     problems = gates.problems(found) + gates.contiguous(frame, offsets)
+    gate.say(platform.database, lake.generation, first, last, len(problems))
     names = ("landed", "counted", "duplicates", "quarantined", "rejected")
     return dg.AssetCheckResult(
         passed=not problems,

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core import audit
 from core.clock import now, rfc3339
-from core.conservation import conservation, verdicts
+from core.conservation import GATE, conservation, verdicts
 from core.decimals import canonical
 from core.invoices import difference, store
 from core.invoices.document import Document, Line, Previous, Reason, Unpriced, number_text, period_of, span_of
@@ -121,6 +122,14 @@ async def issue(
     return Outcome(document, content, fresh=True)
 
 
+_MENDS: Final = {
+    True: "`GET /api/v1/billing/invariants` shows where. `headrace replay run` and `headrace replay promote` publish every "
+    "cell again from the lake; then try again.",
+    False: "The check `conservation` of `usage_hourly` in Dagster names what does not; once a run has passed it, try again.",
+}
+"""By whether what is published is wrong, or only what waits to be."""
+
+
 async def refuse_unless_conserved(
     connection: AsyncConnection, tenant_id: str, period: ServicePeriod | None
 ) -> int | None:
@@ -134,9 +143,7 @@ async def refuse_unless_conserved(
     if failed := [name for name, holds in verdicts(found, days).items() if not holds]:
         raise InvoiceError(
             "not_conserved",
-            f"Published usage of {tenant_id} does not hold what was counted; it is not true that {', nor that '.join(failed)}. "
-            "`GET /api/v1/billing/invariants` shows where. `headrace replay run` and `headrace replay promote` publish "
-            "every cell again from the lake; then try again.",
+            f"Usage of {tenant_id} is not proven; it is not true that {', nor that '.join(failed)}. {_MENDS[failed != [GATE]]}",
         )
     version: int | None = found["lake_version"]
     return version

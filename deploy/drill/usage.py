@@ -49,7 +49,7 @@ from deploy.drill.usage_kill import Say
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = (
     "usage_cell", "usage_element", "usage_conservation", "usage_watermark", "usage_publication", "usage_quarantine", "usage_object",
-    "usage_purge",
+    "usage_purge", "usage_gate",
 )  # fmt: skip
 MOST = 120
 """Records of a slice, so that a portion is several."""

@@ -13,6 +13,7 @@ from typing import Final
 from deltalake.exceptions import CommitFailedError
 
 from assets.usage.evidence import evidence
+from assets.usage.gate import say
 from assets.usage.generation import index_folder, usage_lake
 from assets.usage.imports import declared_in
 from assets.usage.landing import land
@@ -90,6 +91,7 @@ def carry(most: int) -> bool:
         found = evidence(lake, first, last)
         problems = gates.problems(found)
         problems += gates.contiguous(found.conservation, published_offsets(database, lake))
+        say(database, lake.generation, first, last, len(problems))
         if problems:
             raise GateError("; ".join(problems))
     daily(lake)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from prometheus_client import Gauge
 
 from core.clock import rfc3339
-from core.conservation import CONSERVED, DAYS, ELEMENTS, HOURS, SUMS, conservation, verdicts
+from core.conservation import CONSERVED, DAYS, ELEMENTS, GATE, HOURS, SUMS, conservation, verdicts
 from core.database import Database, tenant
 from core.decimals import canonical
 from core.invoices.periods import name
@@ -36,7 +36,7 @@ VERSION = Gauge("usage_published_lake_version", "Lake version that the published
 
 _NAMES: Final = {
     CONSERVED: "conserved", HOURS: "hours", DAYS: "days", SUMS: "sums", ELEMENTS: "elements", OFFSETS: "offsets",
-    OWNED: "owned",
+    OWNED: "owned", GATE: "gate",
 }  # fmt: skip
 """Of the checks, as values of the label."""
 

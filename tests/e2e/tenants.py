@@ -310,6 +310,17 @@ async def settle(on: Platform, database: Database, name: str) -> Side:
     )
 
 
+AGREEING: Final = (
+    "insert into usage_cell (tenant_id, grain, meter, period_start, dimensions, dimensions_key, quantity, events, lake_version)"
+    " select tenant_id, 'day', meter, date_trunc('day', period_start, 'UTC'), dimensions, dimensions_key, quantity, events, 0"
+    " from usage_cell where tenant_id = :tenant and grain = 'hour' on conflict do nothing",
+    "insert into usage_conservation select tenant_id, 'topic', 0, 0, sum(events), sum(events), 0, 0, 0, 0 from usage_cell"
+    " where tenant_id = :tenant and grain = 'hour' group by tenant_id on conflict (tenant_id, topic_id, partition, block)"
+    " do update set landed = excluded.landed, counted = excluded.counted",
+)
+"""Days and fates that go with the hours of an organisation that has one cell a day of each meter."""
+
+
 async def _insert(database: Database, organization: str, email: str, marker: str) -> str:
     """A person with a role, and published cells, one in a month that can be closed. Returns the person's id."""
     person = new_id("usr")
@@ -334,6 +345,7 @@ async def _insert(database: Database, organization: str, email: str, marker: str
             "insert into usage_cell (tenant_id, grain, meter, period_start, dimensions, dimensions_key, quantity,"
             " events, lake_version) values (:tenant, 'hour', 'llm.tokens.input', '2020-02-03T04:00:00Z',"
             " jsonb_build_object('model', cast(:marker as text)), :marker, 1, 1, 0)",
+            *AGREEING,
             "insert into usage_replacement (tenant_id, source, event_id, by_source, by_id, by_subject)"
             " values (:tenant, :marker, 'x', :marker, 'y', :marker)",
             "insert into usage_publication (lake_version, slice, code_version) values (0, 0, 'test')"
@@ -346,11 +358,10 @@ async def _insert(database: Database, organization: str, email: str, marker: str
 async def use_late(database: Database, organization: str) -> None:
     """Usage of a month that `body` has closed."""
     async with database.writer() as connection:
-        await connection.execute(
-            text(
-                "insert into usage_cell (tenant_id, grain, meter, period_start, dimensions, dimensions_key, quantity,"
-                " events, lake_version) values (:tenant, 'hour', 'llm.tokens.input', '2020-01-03T04:00:00Z',"
-                " '{}', '', 4000000, 1, 0)"
-            ),
-            {"tenant": organization},
-        )
+        for statement in (
+            "insert into usage_cell (tenant_id, grain, meter, period_start, dimensions, dimensions_key, quantity,"
+            " events, lake_version) values (:tenant, 'hour', 'llm.tokens.input', '2020-01-03T04:00:00Z',"
+            " '{}', '', 4000000, 1, 0)",
+            *AGREEING,
+        ):
+            await connection.execute(text(statement), {"tenant": organization})

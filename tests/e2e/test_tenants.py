@@ -34,7 +34,7 @@ OWNERS: Final = "/api/v1/billing/price-fixes/"
 """Below it is what only the owner of the platform sees."""
 TRACE: Final = "/api/v1/usage/trace"
 """Answers to who names an event by two parameters; `tests/services/lookup` asks it for each other's events."""
-SHARED: Final = {"alembic_version", "plan", "usage_watermark", "usage_publication"}
+SHARED: Final = {"alembic_version", "plan", "usage_watermark", "usage_publication", "usage_gate"}
 """Tables with nothing of anybody's, which role `app` reads without row-level security."""
 CREATED: Final = {
     "organisation", "membership", "person", "api_key", "usage_import", "usage_cell", "invoice", "agent",

@@ -12,6 +12,11 @@ from assets.usage import assets as usage
 from assets.usage import schema
 from assets.usage.progress import next_slice
 from assets.usage.rollup import roll_up
+from core.database import Database
+from core.invoices.archive import Archive
+from core.invoices.issue import Invoices
+from core.invoices.issuing import InvoiceError, Outcome
+from core.invoices.periods import month
 from core.objects import open_objects
 from core.snapshots import BUCKET
 from pipelines.definitions import defs
@@ -105,11 +110,32 @@ def test_a_red_conservation_stops_the_run_and_publishes_nothing(
         assert problem in (check.description or "")
         assert list(made(done)) == CARRIED[:2]
         assert (site.cells(), site.sql("select * from usage_publication")) == (cells, publications)
+        assert site.sql("select generation, first_slice, last_slice, problems > 0 from usage_gate") == [
+            (1, 2, 3, True)
+        ]
+        with pytest.raises(InvoiceError, match="Dagster names what does not") as refused:
+            asyncio.run(_close(site))
+        assert refused.value.code == "not_conserved"
     # The table made anew from what landed.
     site.lake().drop(schema.HOURLY)
     assert list(made(carry(site))) == CARRIED
     assert site.sql("select slice from usage_publication order by 1") == [(1,), (3,)]
     assert site.sql("select sum(landed), sum(counted) from usage_conservation") == [(6, 4)]
+    assert site.sql("select problems from usage_gate") == [(0,)]
+    assert asyncio.run(_close(site)).document.status == "draft"
+
+
+async def _close(site: Site) -> Outcome:
+    """What closing a month would issue."""
+    app, system = Database(site.database, role="app"), Database(site.database, role="system")
+    try:
+        async with open_objects(site.objects, site.database) as objects:
+            return await Invoices(app, Archive(objects, system)).close(
+                "org_a", month("2024-01"), "t", dry_run=True
+            )
+    finally:
+        await app.close()
+        await system.close()
 
 
 def _roll_up_and_tamper(site: Site, kind: str, column: str) -> None:

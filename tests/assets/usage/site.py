@@ -33,7 +33,7 @@ from tests.assets.usage.lake import imports
 
 PUBLISHED = (
     "usage_cell", "usage_element", "usage_conservation", "usage_watermark", "usage_publication", "usage_object", "usage_hold", "usage_purge",
-    "landing_loss", "usage_quarantine", "usage_promotion", "usage_generation",
+    "landing_loss", "usage_quarantine", "usage_promotion", "usage_generation", "usage_gate",
 )  # fmt: skip
 
 

@@ -113,11 +113,26 @@ async def test_the_metric_says_what_holds(
         show(await asked.of(None))
         return {each.labels["invariant"]: each.value for metric in HOLDS.collect() for each in metric.samples}
 
-    holding = {"conserved": 1, "hours": 1, "days": 1, "sums": 1, "elements": 1, "offsets": 1, "owned": 1}
+    holding = {
+        "conserved": 1,
+        "hours": 1,
+        "days": 1,
+        "sums": 1,
+        "elements": 1,
+        "offsets": 1,
+        "owned": 1,
+        "gate": 1,
+    }
     assert await said() == holding
     assert {each.labels["fate"]: each.value for each in next(iter(RECORDS.collect())).samples} == {
         "counted": 3, "duplicates": 0, "quarantined": 0, "rejected": 1,
     }  # fmt: skip
+    red = "insert into usage_gate values (9, 1, 1, 1) on conflict (generation) do update set problems = 1"
+    async with system_database.writer() as connection:
+        await connection.execute(text(red))
+    assert await said() == {**holding, "gate": 0}
+    async with system_database.writer() as connection:
+        await connection.execute(text("update usage_gate set problems = 0"))
     async with system_database.writer() as connection:
         await connection.execute(text("update usage_watermark set next_offset = next_offset + 1"))
         await connection.execute(text("delete from usage_cell where grain = 'day'"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from core.conservation import DAYS, HOURS, SUMS
+from core.conservation import DAYS, GATE, HOURS, SUMS
 from core.database import Database
 from core.invoices import store
 from core.invoices.archive import Archive
@@ -126,6 +126,36 @@ async def test_a_price_fix_is_neither_proposed_nor_posted(
         assert [await each.numbers() for each in (sound, book)] == [["INV-000001"]] * 2
     applied = await post(book.owner, f"/{fix['id']}/apply", totals=fix["totals"])
     assert (applied.status, applied.json["posted"]) == (200, 2), applied.json
+
+
+@pytest.mark.parametrize(
+    ("generation", "behind", "held_up"), [(1, 1, True), (1, 0, False), (1, -1, False), (2, -10, True)]
+)
+async def test_slices_that_the_gate_holds_up_hold_up_invoices(
+    book: Book, system_database: Database, generation: int, behind: int, held_up: bool
+) -> None:
+    """Of what is published, or of tables that count no more, it says nothing."""
+    published = await book.use("1000000")
+    row = {"g": generation, "s": published + behind}
+    async with system_database.writer() as connection:
+        await connection.execute(
+            text(
+                "insert into usage_gate (generation, first_slice, last_slice, problems) values (:g, :s, :s, 2) "
+                "on conflict (generation) do update set first_slice = :s, last_slice = :s, problems = 2"
+            ),
+            row,
+        )
+    try:
+        proof = await book.of.ask("/api/v1/billing/invariants")
+        assert [one["holds"] for one in proof["checks"] if one["name"] == GATE] == [not held_up]
+        answer = await book.close(**MARCH)
+        if held_up:
+            assert (answer.status, answer.json["code"]) == (409, "not_conserved")
+            assert "`usage_hourly` in Dagster" in answer.json["detail"]
+    finally:
+        async with system_database.writer() as connection:
+            await connection.execute(text("update usage_gate set problems = 0"))
+    assert (await book.close(**MARCH)).status == (201 if held_up else 200)
 
 
 async def test_another_organisation_is_not_held_up(
