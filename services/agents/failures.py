@@ -48,7 +48,8 @@ class Failure(Exception):  # noqa: N818 - it is a result more than an error
 
 
 class LimitError(Exception):
-    """The run has used what it may. `code` is `limit_steps`, `limit_tokens` or `limit_cost`."""
+    """The run has used what it may. `code` is `limit_steps`, `limit_tokens`, `limit_output_tokens` or
+    `limit_cost`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

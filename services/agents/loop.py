@@ -173,20 +173,26 @@ class _Loop:
 
     @asynccontextmanager
     async def _conversation(self, target: Target) -> AsyncIterator[AgentRun[object, str]]:
-        settings = ModelSettings()
-        if self._run.spec.temperature is not None:
-            settings["temperature"] = self._run.spec.temperature
         try:
             async with self._agent.iter(
                 message_history=self._state.conversation,
                 model=await self._providers.chat_model(target),
-                model_settings=settings,
+                model_settings=self._settings,
                 toolsets=[self._toolset],
                 usage_limits=_NO_LIMITS,
             ) as ai:
                 yield ai
         except (AgentRunError, UserError) as error:
             raise failure_of(error, target.name) from error
+
+    def _settings(self, _: object) -> ModelSettings:
+        """Of the next request."""
+        spec, settings = self._run.spec, ModelSettings()
+        if spec.temperature is not None:
+            settings["temperature"] = spec.temperature
+        if spec.max_output_tokens is not None:
+            settings["max_tokens"] = max(1, spec.max_output_tokens - self._state.totals.output_tokens)
+        return settings
 
     async def _turn(self, ai: AgentRun[object, str], node: Any, target: Target) -> tuple[ModelResponse, Any]:
         """One request to the model, as events, then as a checkpoint.
@@ -295,7 +301,11 @@ class _Loop:
         self._journal.emit("message.completed", {**data, "incomplete": True} if incomplete else data)
 
     def _check_limits(self) -> None:
-        limits, used = self._run.spec.limits, self._state.totals
+        limits, used, most = self._run.spec.limits, self._state.totals, self._run.spec.max_output_tokens
+        if most is not None and used.output_tokens >= most:
+            raise LimitError(
+                "limit_output_tokens", f"The run used its {most} tokens of output without an answer."
+            )
         if len(self._state.turns) >= limits.steps:
             raise LimitError(
                 "limit_steps", f"The run used its {limits.steps} requests to the model without an answer."

@@ -24,7 +24,8 @@ CheckpointKind = Literal["model", "tool"]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a run may use; it fails with `limit_steps`, `limit_tokens`, `limit_cost` or `limit_seconds`."""
+    """What a run may use; it fails with `limit_steps`, `limit_tokens`, `limit_cost` or `limit_seconds`. Tokens and
+    cost are checked before each request to the model, and its output by an estimate while it comes."""
 
     steps: Annotated[int, Meta(ge=1, le=100, description="Requests to the model.")] = 12
     tokens: Annotated[int, Meta(ge=1, le=10_000_000, description="Input and output tokens together.")] = (
@@ -70,6 +71,17 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ] = ()
     limits: Limits = Limits()
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    max_output_tokens: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=10_000_000,
+                description="Of one run; its answer ends there, `incomplete`. The provider's own where null.",
+            ),
+        ]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
         """Raises: ValueError; a misspelt name would let a tool act unasked."""

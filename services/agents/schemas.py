@@ -63,6 +63,7 @@ class AgentChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     knowledge_bases: tuple[str, ...] | UnsetType = UNSET
     limits: Limits | UnsetType = UNSET
     temperature: float | UnsetType | None = UNSET
+    max_output_tokens: int | UnsetType | None = UNSET
 
     def applied_to(self, spec: AgentSpec) -> dict[str, Any]:
         """`spec` with the change, to be checked as a whole."""
@@ -135,6 +136,7 @@ class AgentShown(TypedDict):
     knowledge_bases: list[str]
     limits: dict[str, Any]
     temperature: float | None
+    max_output_tokens: int | None
     created_by: str
     created_at: str
     updated_at: str
@@ -330,7 +332,6 @@ def events_url(run_id: str) -> str:
 
 
 def agent(found: Agent) -> AgentShown:
-    spec = msgspec.to_builtins(found.spec)
     return AgentShown(
         id=found.id,
         object="agent",
@@ -345,8 +346,9 @@ def agent(found: Agent) -> AgentShown:
         tools=list(found.spec.tools),
         approval=dict(found.spec.approval),
         knowledge_bases=list(found.spec.knowledge_bases),
-        limits=spec["limits"],
+        limits=msgspec.to_builtins(found.spec.limits),
         temperature=found.spec.temperature,
+        max_output_tokens=found.spec.max_output_tokens,
         created_by=found.created_by,
         created_at=rfc3339(found.created_at),
         updated_at=rfc3339(found.updated_at),
@@ -409,10 +411,7 @@ def attachment(found: Attachment) -> AttachmentShown:
 
 def run(found: Run) -> RunShown:
     failed = RunError(
-        code=found.error_code,
-        message=found.error_message,
-        retryable=found.retryable,
-        provider=found.provider,
+        code=found.error_code, message=found.error_message, retryable=found.retryable, provider=found.provider
     )
     return RunShown(
         id=found.id,

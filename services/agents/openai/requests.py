@@ -1,7 +1,8 @@
 """What is read of a request: what we need, leniently; clients send more than we know."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from services.agents.model import Role
 from services.common.body import parsed
@@ -17,6 +18,23 @@ _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
+_PLAIN: Final = {"type": "text"}
+_FORMATS: Final = "an agent answers in plain text; say in its instructions what form you want, and check it."
+_UNOFFERED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
+    "response_format": ((_PLAIN,), _FORMATS),
+    "n": ((1,), "a run has one answer; start several."),
+    "stop": (("", []), "cut the answer yourself."),
+    "logprobs": ((False, 0), "runs keep no probabilities."),
+    "top_logprobs": ((0,), "runs keep no probabilities."),
+    "logit_bias": (({},), "name a model on chat/completions."),
+    "functions": (([],), "agents have tools of their own."),
+    "modalities": ((["text"],), "runs answer with text."),
+    "audio": ((), "runs answer with text."),
+    "prediction": ((), "name a model on chat/completions."),
+    "prompt": ((), "make an agent with these instructions."),
+    "conversation": ((), "go on behind a response with previous_response_id."),
+}
+"""By name: the values that change nothing, and what to do instead of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,30 @@ def temperature_of(body: dict[str, Any]) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2:
         raise invalid("/temperature", "`temperature` is a number from 0 to 2.")
     return float(value)
+
+
+def most_tokens_of(body: dict[str, Any], *names: str) -> int | None:
+    """The first of these that says how many tokens an answer may have. Raises: Problem 422."""
+    for name in names:
+        value = body.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 10_000_000:
+            raise invalid(f"/{name}", f"`{name}` is a whole number from 1 to 10,000,000.")
+        return value
+    return None
+
+
+def refuse_unoffered(body: dict[str, Any]) -> None:
+    """What would change an answer's meaning and that a run does not heed. Hints that only colour it, `top_p`
+    and the like, pass without effect. Raises: Problem 422 `unsupported_parameter`."""
+    for name, (neutral, instead) in _UNOFFERED.items():
+        value = body.get(name)
+        if value is not None and value not in neutral:
+            raise unsupported(name, instead)
+    text = body.get("text")
+    if isinstance(text, dict) and text.get("format") not in (None, _PLAIN):
+        raise unsupported("text.format", _FORMATS)
 
 
 def messages_of(body: dict[str, Any]) -> Talk:

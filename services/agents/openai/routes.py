@@ -172,12 +172,19 @@ async def chat(request: Request, openai: OpenAIOf, kept: ReservationOf, principa
         return await _unless_left(request, work("/chat/completions", body))
     if body.get("tools"):
         raise unsupported("tools", "an agent has tools of its own; name a model to use yours.")
+    requests.refuse_unoffered(body)
     metadata = requests.metadata_of(body)
     conversation, talk = metadata.get("conversation_id"), requests.messages_of(body)
     if conversation:
         talk = requests.Talk(talk.text)
     started = await openai.runs.start(
-        principal, model, talk, conversation=conversation, metadata=dict(metadata)
+        principal,
+        model,
+        talk,
+        conversation=conversation,
+        metadata=dict(metadata),
+        temperature=requests.temperature_of(body),
+        most_tokens=requests.most_tokens_of(body, "max_completion_tokens", "max_tokens"),
     )
     kept.release()  # the run accounts for itself
     shape = Chat(started.run_id, model, int(time.time()), include_usage=requests.includes_usage(body))
@@ -216,6 +223,7 @@ async def create_response(
     background, stored = flag(body, "background"), flag(body, "store", default=True)
     if body.get("tools"):
         raise unsupported("tools", "agents have tools of their own; chat/completions takes yours.")
+    requests.refuse_unoffered(body)
     if background and not stored:
         raise unsupported("store", "a background response must be stored to be found again.")
     instructions, previous = body.get("instructions") or "", body.get("previous_response_id")
@@ -228,6 +236,7 @@ async def create_response(
         metadata={**requests.metadata_of(body), "openai": own},
         instructions=str(instructions),
         temperature=requests.temperature_of(body),
+        most_tokens=requests.most_tokens_of(body, "max_output_tokens"),
     )
     kept.release()
     run_id, headers = started.run_id, {"x-run-id": started.run_id}

@@ -135,6 +135,7 @@ class Runs:
         metadata: dict[str, Any] | None = None,
         instructions: str = "",
         temperature: float | None = None,
+        most_tokens: int | None = None,
     ) -> Submitted:
         """Durable when it returns.
 
@@ -142,6 +143,8 @@ class Runs:
             conversation: where it is said.
             previous: instead of it, the run behind which it is said.
             instructions: for this run alone, behind an agent's own.
+            temperature: instead of an agent's.
+            most_tokens: of output; an agent's own holds too.
 
         Raises:
             Problem: 404 for an agent, model, run or conversation that is not there; as `submissions.submit`
@@ -154,14 +157,25 @@ class Runs:
                     wanted = submission(agent, talk.text)
                     own = wanted.spec.instructions
                     both = f"{own}\n\n{instructions}" if own and instructions else own or instructions
-                    spec = msgspec.structs.replace(wanted.spec, instructions=both)
+                    most = [one for one in (most_tokens, wanted.spec.max_output_tokens) if one is not None]
+                    spec = msgspec.structs.replace(
+                        wanted.spec,
+                        instructions=both,
+                        temperature=wanted.spec.temperature if temperature is None else temperature,
+                        max_output_tokens=min(most, default=None),
+                    )
                     number, agent_id = wanted.agent_version, wanted.agent_id
                 else:
                     try:
                         target = await self._providers.resolve(principal.tenant_id, model)
                     except ProviderError as error:
                         raise refused(error) from None
-                    spec = AgentSpec(model=target.name, instructions=instructions, temperature=temperature)
+                    spec = AgentSpec(
+                        model=target.name,
+                        instructions=instructions,
+                        temperature=temperature,
+                        max_output_tokens=most_tokens,
+                    )
                     number, agent_id = 0, ""
                 place = Place(conversation)
                 if previous is not None:

@@ -310,6 +310,7 @@ def _response(
         "error": None,
         "incomplete_details": reason and {"reason": reason},
         "instructions": None,
+        "max_output_tokens": run.spec.max_output_tokens if run.spec else None,
         "metadata": {key: value for key, value in run.metadata.items() if key != "openai"},
         "model": own.get("model") or (run.spec.model if run.spec else ""),
         # Always there, so that a client that builds the text from deltas has where to put them.

@@ -198,6 +198,16 @@ async def test_limits_end_a_run_before_its_next_request(stage: Arena, limits: Li
     assert journal.metered()["llm.requests"] == 1
 
 
+async def test_a_limit_of_output_holds_for_all_requests_of_a_run_together(stage: Arena) -> None:
+    journal, outcome = await stage.ask("What is 1 + 1?", tools=("calculator",), max_output_tokens=100)
+    check_answer(journal, outcome)
+    first = journal.of("usage")[0]["output"]
+    assert [body["max_completion_tokens"] for body in stage.double.requests] == [100, 100 - first]
+    journal, outcome = await stage.ask("What is 1 + 1?", tools=("calculator",), max_output_tokens=2)
+    assert (outcome.status, outcome.error_code) == ("failed", "limit_output_tokens")
+    assert len(stage.double.requests) == 3
+
+
 async def test_a_cost_limit_without_a_price_is_refused(stage: Arena) -> None:
     _, outcome = await stage.ask(limits=Limits(cost=Decimal(1)))
     assert outcome.error_code == "cost_unknown"
