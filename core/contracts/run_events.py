@@ -181,7 +181,7 @@ class MessageCompleted(Payload, frozen=True):
 
 
 class ModelUsage(Payload, frozen=True):
-    """What a provider reported of one request; `usage` names the events of `usage.records` that meter it."""
+    """What a provider reported of one request, or an estimate where it reported nothing; `usage` names the events of `usage.records` that meter it."""
 
     model: str
     provider: str

@@ -32,7 +32,7 @@ from services.agents.metering import Tokens
 from services.agents.model import INCOMPLETE, Outcome, RunContext
 from services.agents.providers import ProviderError, Providers, Target
 from services.agents.saved import SavedCut, SavedTurn, State, dump, encode
-from services.agents.speech import Speech, make_storable, text_of
+from services.agents.speech import Speech, make_storable, size_of, text_of
 from services.agents.tools import Tools
 from services.agents.tools.memory import MemoryAwayError
 
@@ -205,11 +205,14 @@ class _Loop:
         self._attempt += 1
         self._journal.turn = turn
         speech = Speech(self._run, self._journal, self._tools, turn, self._attempt)
+        room, beyond = self._room(target)
         stream = None
         try:
             async with node.stream(ai.ctx) as stream:
                 async for event in stream:
                     speech.on(event)
+                    if metering.guessed(0, speech.size).output > room:
+                        raise beyond
             response: ModelResponse = stream.response
             make_storable(response)
             if response.finish_reason in (None, "error") or not (speech.text or response.tool_calls):
@@ -219,9 +222,11 @@ class _Loop:
                     "content_filter", f"{target.name}: the provider's filter stopped the answer.", retry=False
                 )
             following = await ai.next(node)
-        except BaseException:
+        except BaseException as error:
             if stream is not None:
-                await self._bill_cut(target, turn, _tokens(stream.response))
+                # What we cut off is owed whole; of what broke off, what was reported.
+                tokens = self._owed(stream.response, node.request, speech) if error is beyond else None
+                await self._bill_cut(target, turn, tokens or _tokens(stream.response))
             raise
         await self._save(target, turn, speech, node.request, response)
         return response, following
@@ -229,7 +234,7 @@ class _Loop:
     async def _save(
         self, target: Target, turn: int, speech: Speech, request: ModelRequest, response: ModelResponse
     ) -> None:
-        tokens = _tokens(response)
+        tokens = self._owed(response, request, speech)
         records = metering.model_call(self._run, turn, target.provider.name, target.model, tokens)
         self._emit_usage(target, tokens, metering.ids_of(records))
         if response.tool_calls and speech.text:
@@ -247,8 +252,16 @@ class _Loop:
         await self._journal.checkpoint("model", encode(saved), records)
         self._state.add(saved)
 
+    def _owed(self, response: ModelResponse, request: ModelRequest, speech: Speech) -> Tokens:
+        """What the provider reported of a request, or what it must have been."""
+        tokens = _tokens(response)
+        if tokens.reported:
+            return tokens
+        instructions = len(self._run.spec.instructions.encode())
+        return metering.guessed(instructions + size_of([*self._state.messages, request]), speech.size)
+
     async def _bill_cut(self, target: Target, turn: int, tokens: Tokens) -> None:
-        """What a provider had reported of a turn that came to nothing is owed; nothing else is."""
+        """What is owed of a turn that came to nothing."""
         if not tokens.reported:
             return
         name = f"{self._run.epoch}.{self._attempt}"
@@ -314,6 +327,18 @@ class _Loop:
             raise LimitError("limit_tokens", f"The run used its {limits.tokens} tokens without an answer.")
         if limits.cost is not None and self._state.requests and self._state.cost >= limits.cost:
             raise LimitError("limit_cost", f"The run used its {limits.cost} without an answer.")
+
+    def _room(self, target: Target) -> tuple[int, LimitError]:
+        """Tokens of output, by estimate, that one more request may come to, and what the run then ends with."""
+        limits = self._run.spec.limits
+        room = limits.tokens - self._state.totals.tokens
+        beyond = LimitError("limit_tokens", f"The answer went beyond the {limits.tokens} tokens of the run.")
+        if limits.cost is not None and target.price is not None:
+            token, left = target.price.cost(0, 0, 1), limits.cost - self._state.cost
+            if token * room > left:
+                room = int(left / token)
+                beyond = LimitError("limit_cost", f"The answer went beyond the {limits.cost} of the run.")
+        return room, beyond
 
 
 def _cost(target: Target, tokens: Tokens) -> str:

@@ -1,5 +1,6 @@
 """Usage records of a run: one a token class and call, with ids that the same work gives again (law 3)."""
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,7 +18,7 @@ TOPIC: Final = "usage.records"
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """What a provider reported for one call; nothing is estimated."""
+    """What a provider reported for one call, or, where it reports nothing, what is `guessed`."""
 
     input: int = 0
     """All of the input, also what was cached."""
@@ -53,6 +54,12 @@ class Tokens(msgspec.Struct, frozen=True):
             output_audio=self.output_audio,
         )
         return pieces(reply, embedding=embedding)
+
+
+def guessed(sent: int, came: int) -> Tokens:
+    """Of a call whose provider reported nothing, from bytes of text (UTF-8): four make a token. Otherwise such a
+    provider's models would cost nothing, and no limit would hold."""
+    return Tokens(input=math.ceil(sent / 4), output=math.ceil(came / 4))
 
 
 def model_call(

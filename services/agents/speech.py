@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pydantic_ai.messages import (
+    ModelMessage,
     ModelResponse,
     ModelResponseStreamEvent,
     PartDeltaEvent,
@@ -18,6 +19,7 @@ from pydantic_ai.messages import (
     ToolCallPart,
     ToolCallPartDelta,
 )
+from pydantic_core import to_json
 
 from core.ids import derived_id, new_id
 from services.agents.journal import Journal
@@ -41,6 +43,20 @@ def make_storable(response: ModelResponse) -> None:
             part.args = storable(part.args)
 
 
+def size_of(messages: Iterable[ModelMessage]) -> int:
+    """Bytes (UTF-8) of what they say, calls and results of tools too."""
+    said = [
+        part.args if isinstance(part, ToolCallPart) else getattr(part, "content", None)
+        for message in messages
+        for part in message.parts
+    ]
+    return sum(
+        len(one.encode(errors="replace")) if isinstance(one, str) else len(to_json(one))
+        for one in said
+        if one
+    )
+
+
 def text_of(response: ModelResponse) -> str:
     """What the deltas of its message make: the library's own `text` puts blank lines where a thought stood."""
     return "".join(part.content for part in response.parts if isinstance(part, TextPart))
@@ -62,6 +78,8 @@ class Speech:
         self.text = ""
         self.calls: dict[str, str] = {}
         """The provider's id of each tool call to ours."""
+        self.size = 0
+        """Bytes (UTF-8) of all that came: text, thoughts, arguments."""
         self._thinking: dict[int, tuple[str, int]] = {}
 
     def on(self, event: ModelResponseStreamEvent) -> None:
@@ -110,6 +128,7 @@ class Speech:
                 "message.delta", {"message": self.message, "offset": len(self.text), "text": text}
             )
             self.text += text
+            self.size += len(text.encode())
 
     def _think(self, index: int, text: str) -> None:
         if text:
@@ -117,6 +136,7 @@ class Speech:
             text = storable(text)
             self._journal.emit("thinking.delta", {"item": item, "offset": offset, "text": text})
             self._thinking[index] = (item, offset + len(text))
+            self.size += len(text.encode())
 
     def _start(self, call: ToolCallPart) -> None:
         tool = self._tools.get(call.tool_name)
@@ -134,4 +154,5 @@ class Speech:
         if arguments:
             fragment = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
             data = {"call": self.call(provider_id), "fragment": storable(fragment)}
+            self.size += len(data["fragment"].encode())
             self._journal.emit("tool_call.delta", data)

@@ -10,6 +10,7 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     reported-cut     the same, after usage was reported
     clean-end        a stream that ends in order, without finish_reason, usage and [DONE]
     bad-json         a stream with a line that is not JSON
+    unreported       an answer without usage; `unreported=200` of 200 words
     long             an answer that ends at the limit of tokens
     hang             headers, then nothing
     empty            an answer without a word
@@ -134,7 +135,8 @@ class ProviderDouble:
             return refusal
         if behaviour.startswith("recorded="):
             return await self._replay(request, behaviour.removeprefix("recorded="))
-        asked = schemas.completion(body)
+        unreported = behaviour.startswith("unreported")
+        asked = schemas.completion({**body, "stream_options": None} if unreported else body)
         thinks, behaviour = behaviour.startswith("thinking:"), behaviour.removeprefix("thinking:")
         answer = told(body) if behaviour == "told" else self._answer(asked, behaviour)
         if not asked.stream:
@@ -166,7 +168,7 @@ class ProviderDouble:
         answered = messages[-1].role == "tool"
         if name == "empty":
             return Reply()
-        if name in ("slow", "held"):
+        if name in ("slow", "held", "unreported"):
             return Reply(" ".join(f"word{n}" for n in range(int(detail or 20))))
         if name == "malformed" and not answered:
             return Reply(calls=(ToolCall("call_bad", "calculator", '{"expression": "1 +'),))

@@ -1,6 +1,8 @@
 """A run from question to answer: events, usage, citations, tools."""
 
+import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -10,6 +12,7 @@ from pydantic_ai.usage import RequestUsage
 from services.agents.loop import _tokens
 from services.agents.metering import Tokens
 from services.agents.model import Limits, StoredMessage
+from services.agents.providers import ModelPrice
 from services.agents.speech import Speech
 from services.agents.tools import Tools
 from services.agents.tools.calculator import CALCULATOR
@@ -17,7 +20,7 @@ from services.agents.tools.knowledge import knowledge_search
 from services.agents.tools.memory import MemoryClient
 from tests.doubles.memory import MemoryDouble
 from tests.doubles.provider import CASSETTES
-from tests.services.agents.loop_support import KEY, Arena, Notebook, arena, assembled, check_answer
+from tests.services.agents.loop_support import KEY, Arena, Notebook, arena, assembled, check_answer, until
 
 HANDBOOK = "# Runs\n\nA run is a row. When an instance dies, another one resumes the\nrun from its last checkpoint. 运行会从最后一个检查点恢复。"
 
@@ -196,6 +199,45 @@ async def test_limits_end_a_run_before_its_next_request(stage: Arena, limits: Li
     assert (outcome.status, outcome.error_code) == ("failed", code)
     assert len(stage.double.requests) == 1
     assert journal.metered()["llm.requests"] == 1
+
+
+async def test_what_a_provider_does_not_report_is_guessed_and_counts_against_limits(stage: Arena) -> None:
+    history = (StoredMessage("msg_1", "user", "Früher"), StoredMessage("msg_2", "assistant", "Ja"))
+    journal, outcome = await stage.ask(
+        "Who?", model="double/unreported=8", history=history, instructions="Be brief."
+    )
+    check_answer(journal, outcome)
+    # 7 + 2 + 4 + 9 bytes were sent, eight words came.
+    assert (outcome.totals.input_tokens, outcome.totals.output_tokens) == (
+        6,
+        math.ceil(len(outcome.text) / 4),
+    )
+    assert journal.metered() == {
+        "llm.tokens.input": 6, "llm.tokens.output": outcome.totals.output_tokens, "llm.requests": 1,
+    }  # fmt: skip
+    assert journal.of("usage")[0]["output"] == outcome.totals.output_tokens
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [(Limits(tokens=60), "limit_tokens"), (Limits(cost=Decimal("0.12")), "limit_cost")],
+)
+async def test_a_request_is_ended_where_its_answer_goes_beyond_the_run(
+    stage: Arena, limits: Limits, code: str
+) -> None:
+    price = ModelPrice(Decimal(1000), Decimal(2000))
+    double = stage.providers.platform["double"]
+    stage.providers.platform["double"] = replace(double, prices={"slow=400": price})
+    journal, outcome = await stage.ask("Tell", model="double/slow=400", limits=limits)
+    assert (outcome.status, outcome.error_code, outcome.text) == ("failed", code, "")
+    await until(lambda: not stage.double.open)
+    assert len(stage.double.requests) == 1
+    assert journal.of("message.completed") == []
+    # Sixty tokens and the one that was too many, which were made and are owed.
+    assert 60 < outcome.totals.output_tokens <= 63
+    assert journal.metered() == {
+        "llm.tokens.input": 1, "llm.tokens.output": outcome.totals.output_tokens, "llm.requests": 1,
+    }  # fmt: skip
 
 
 async def test_a_limit_of_output_holds_for_all_requests_of_a_run_together(stage: Arena) -> None:
