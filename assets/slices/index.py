@@ -24,14 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from assets.slices import runs
-from assets.slices.entries import ENTRY, Entries
+from assets.slices.entries import Entries, entries_of
 from assets.slices.filters import Question
 from assets.slices.merging import Fresh, order_of, write_run
-from assets.slices.runs import Run, joined
+from assets.slices.runs import DamagedError, Run, joined
 from core import crash
 from core.crash import Point
 
-FORMAT = 2
+FORMAT = 3
 """Of the files, as the manifest says it. An index of another is made anew from the lake."""
 FAN_IN = 8
 """So many runs of one level become one of the next. With more each identity is written less often, but more runs are
@@ -85,12 +85,25 @@ class IdentityIndex:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time, on this machine; waits. Loads what is there."""
+        """One process at a time, on this machine; waits. Loads what is there, and forgets it where it turns out to be
+        damaged: whoever comes next makes it anew from the lake.
+
+        Raises:
+            DamagedError: of `probe` or `add`, and says what to do.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._load()
-            yield
+            try:
+                yield
+            except DamagedError as error:
+                held = self._slice
+                self.clear()
+                raise DamagedError(
+                    f"{error}, which reaches to slice {held}. It is made anew from the lake by the next run; "
+                    "`headrace replay run` reports what was counted twice meanwhile"
+                ) from error
 
     @classmethod
     def as_it_is(cls, folder: Path, table_id: str) -> "IdentityIndex | None":
@@ -125,7 +138,7 @@ class IdentityIndex:
             rows[same],
             entries["content"],
             entries["slice"].astype(np.int64),
-            entries["partition"],
+            entries["partition"].astype(np.int32),
             entries["offset"],
         )
 
@@ -134,7 +147,8 @@ class IdentityIndex:
         if number != self._slice + 1:
             raise ValueError(f"the index holds slices up to {self._slice}; slice {number} does not come next")
         first = len(self._entries)
-        self._entries.append(_entries(number, winners))
+        new = entries_of(winners.low, winners.content, winners.offset, number, winners.partition)
+        self._entries.append(new)
         crash.here(Point.INDEXING)
         self._slice = number
         if len(winners):
@@ -151,8 +165,8 @@ class IdentityIndex:
         size = sum(map(len, parts))
         path = self._folder / runs.name(self._slice, size)
         with _replaced(path) as file:
-            write_run(file, parts)
-        self._runs.append(runs.open_run(path, level, size))
+            sums = write_run(file, parts)
+        self._runs.append(runs.open_run(path, level, size, sums))
 
     def _save(self) -> None:
         manifest = {
@@ -160,7 +174,7 @@ class IdentityIndex:
             "table": self._table_id,
             "slice": self._slice,
             "entries": len(self._entries),
-            "runs": [[run.path.name, run.level, len(run)] for run in self._runs],
+            "runs": [[run.path.name, run.level, len(run), run.sums] for run in self._runs],
         }
         with _replaced(self._folder / "manifest.json") as file:
             file.write(json.dumps(manifest).encode())
@@ -185,20 +199,14 @@ class IdentityIndex:
             if manifest.get("format") != FORMAT or manifest["table"] != self._table_id:
                 return False
             opened = [
-                runs.open_run(self._folder / name, level, size) for name, level, size in manifest["runs"]
+                runs.open_run(self._folder / name, level, size, tuple(sums))
+                for name, level, size, sums in manifest["runs"]
             ]
             entries = Entries(self._folder / ENTRIES, int(manifest["entries"]))
         except (OSError, EOFError, ValueError, KeyError):
             return False
         self._slice, self._runs, self._entries = int(manifest["slice"]), opened, entries
         return True
-
-
-def _entries(number: int, winners: Winners) -> Array:
-    entries = np.empty(len(winners), ENTRY)
-    entries["low"], entries["content"], entries["offset"] = winners.low, winners.content, winners.offset
-    entries["slice"], entries["partition"] = number, winners.partition
-    return entries
 
 
 @contextmanager

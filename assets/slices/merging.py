@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assets.slices import filters
-from assets.slices.runs import SPACING, WIDTH, Reader, Run, sections
+from assets.slices.runs import MASK, SPACING, WIDTH, DamagedError, Reader, Run, Sums, sections, sum_of
 
 PIECE = 1 << 15
 """Identities that a merge sorts at once: they fit into the cache of a core."""
@@ -39,8 +39,12 @@ class Fresh:
         yield partial(_copy, self)
 
 
-def write_run(file: BinaryIO, parts: Sequence[Run | Fresh]) -> None:
-    """The parts as one run. Piece by piece: a hundred million need no more memory than a million."""
+def write_run(file: BinaryIO, parts: Sequence[Run | Fresh]) -> Sums:
+    """The parts as one run. Piece by piece: a hundred million need no more memory than a million.
+
+    Raises:
+        DamagedError: a part is not what was written.
+    """
     lengths = sections(sum(map(len, parts)))
     file.truncate(sum(lengths) * WIDTH)
     block = LARGE_BLOCK if sum(lengths) * WIDTH >= LARGE else BLOCK
@@ -57,6 +61,24 @@ def write_run(file: BinaryIO, parts: Sequence[Run | Fresh]) -> None:
     filter_.add(builder.rest())
     for each in written:
         each.write()
+    sums = filter_.sum & MASK, fences.sum & MASK, all_keys.sum & MASK, all_ordinals.sum & MASK
+    if any(isinstance(each, Run) for each in parts):
+        _compare(parts, sums)
+    return sums
+
+
+def _compare(parts: Sequence[Run | Fresh], sums: Sums) -> None:
+    """What was written holds what the parts held when they were written, and all that they are looked up by is whole."""
+    before = [
+        each.sums[2:] if isinstance(each, Run) else (sum_of(each.keys), sum_of(each.ordinals))
+        for each in parts
+    ]
+    damaged = [
+        each.path.name for each in parts if isinstance(each, Run) and each.looked_up() != each.sums[:2]
+    ]
+    if damaged or sums[2:] != tuple(sum(each) & MASK for each in zip(*before, strict=True)):
+        names = damaged or [each.path.name for each in parts if isinstance(each, Run)]
+        raise DamagedError(f"the identity index is damaged in {', '.join(names)}")
 
 
 def order_of(keys: Array) -> Array:
@@ -77,8 +99,10 @@ class _Section:
     def __init__(self, descriptor: int, start: int, block: int) -> None:
         self._descriptor, self._at, self._block = descriptor, start, block
         self._held, self._size = list[memoryview](), 0
+        self.sum = 0
 
     def add(self, values: Array) -> None:
+        self.sum += sum_of(values)
         data = np.ascontiguousarray(values).view(np.uint8).data
         while len(self._held) == _PARTS or self._size + len(data) >= self._block - self._at % self._block:
             room = self._block - self._at % self._block - self._size

@@ -3,6 +3,9 @@
 A file is an array of numbers of 64 bits in four sections, whose lengths follow from how many keys there are: a filter,
 which tells of almost all keys that they are not here; fences, every 16th key, which say where a key would stand; the
 keys; their ordinals. So a key that is here costs a page or two however long the run is, and another costs none.
+
+Beside the file stands the sum of each section, modulo 2^64. Where runs become one, sums of keys and ordinals add up,
+so to compare them costs no more than to make the new ones; a bit that flipped in any section shows.
 """
 
 import mmap
@@ -25,12 +28,20 @@ SPACING = 16
 """Keys from one fence to the next."""
 WIDTH = 8
 """Bytes of a number."""
+MASK = 2**64 - 1
+_BUFFER = 1 << 15
 _NEAR = np.arange(-1, SPACING)
 """From the last key before a fence to the last before the next."""
 
 Array = npt.NDArray[Any]
+Sums = tuple[int, int, int, int]
+"""Of filter, fences, keys and ordinals."""
 Reader = Callable[[int, Array, Array], None]
 """Copies keys and ordinals from a position on, as many as there is room for."""
+
+
+class DamagedError(Exception):
+    """A file of the index is not what was written: identities may have been missed since, and counted twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,8 @@ class Run:
     fences: Array
     keys: Array
     ordinals: Array
+    sums: Sums
+    """As they were when it was written."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,11 +75,30 @@ class Run:
             rows, fence = rows[begins_before], fence[begins_before] - 1
         return joined(found)
 
+    def looked_up(self) -> tuple[int, int]:
+        """Sums of filter and fences, which a merge does not read otherwise, as they lie in the file now."""
+        found, at, buffer = list[int](), 0, np.empty(_BUFFER, np.uint64)
+        with self.path.open("rb", buffering=0) as file:
+            for length in sections(len(self))[:2]:
+                total, end = 0, at + length
+                while at < end:
+                    part = buffer[: end - at]
+                    if os.preadv(file.fileno(), [part.data], WIDTH * at) != part.nbytes:
+                        raise OSError("a run of the identity index ends early")
+                    total, at = total + sum_of(part), at + len(part)
+                found.append(total & MASK)
+        return found[0], found[1]
+
     @contextmanager
     def reader(self) -> Iterator[Reader]:
         """Reads the file, not through the mapping, whose pages would stay resident."""
         with self.path.open("rb", buffering=0) as file:
             yield partial(_read, file.fileno(), sum(sections(len(self))[:2]), len(self))
+
+
+def sum_of(values: Array) -> int:
+    """Modulo 2^64."""
+    return int(np.add.reduce(values, dtype=np.uint64))
 
 
 def joined(found: list[tuple[Array, Array]]) -> tuple[Array, Array]:
@@ -81,7 +113,7 @@ def name(slice_: int, size: int) -> str:
     return f"run-{slice_:012d}-{size}.bin"
 
 
-def open_run(path: Path, level: int, size: int) -> Run:
+def open_run(path: Path, level: int, size: int, sums: Sums) -> Run:
     """
     Raises:
         OSError: no such file.
@@ -96,9 +128,10 @@ def open_run(path: Path, level: int, size: int) -> Run:
         whole = np.frombuffer(mmap.mmap(descriptor, stored, access=mmap.ACCESS_READ), "<u8")
     finally:
         os.close(descriptor)
-    return Run(
-        path, level, *(whole[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True))
+    filter_, fences, keys, ordinals = (
+        whole[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True)
     )
+    return Run(path, level, filter_, fences, keys, ordinals, sums)
 
 
 def sections(size: int) -> tuple[int, int, int, int]:

@@ -16,6 +16,7 @@ from assets.slices.fates import halves
 from assets.slices.index import IdentityIndex
 from assets.slices.losses import losses
 from assets.slices.progress import landed_from
+from assets.slices.runs import DamagedError
 from assets.usage import schema
 from assets.usage.elements import deciding, grouped_dimensions, measured, standing
 from assets.usage.originals import PLACE, rows_at
@@ -290,12 +291,15 @@ def places(lake: Lake, index_folder: Path, identities: Sequence[bytes]) -> list[
     known = dict[bytes, tuple[int, int, int]]()
     if index is not None:
         ordered = sorted(set(identities))
-        high, low = halves(b"".join(ordered))
-        hits = index.probe(high, low)
-        known = {
-            ordered[row]: (int(hits.slice[n]), int(hits.partition[n]), int(hits.offset[n]))
-            for n, row in enumerate(hits.rows)
-        }
+        try:
+            hits = index.probe(*halves(b"".join(ordered)))
+        except DamagedError:
+            index = None  # its owner makes it anew when it meets the same
+        else:
+            known = {
+                ordered[row]: (int(hits.slice[n]), int(hits.partition[n]), int(hits.offset[n]))
+                for n, row in enumerate(hits.rows)
+            }
     rest = scan(
         lake, schema.EVENTS, handle,
         where=(pl.col("fate") == COUNTED) & pl.col("identity").is_in(list(identities))

@@ -59,7 +59,7 @@ def index_merging(folder: Path, slices: int, events: int) -> float:
             high, low = random.integers(1 << 63, size=(2, events)).astype(np.uint64)
             rows = np.arange(events)
             before = time.process_time()
-            index.add(number, Winners(high, low, rows, rows.astype(np.int32), rows))
+            index.add(number, Winners(high, low, rows, np.zeros(events, np.int32), rows))
             costs.append(time.process_time() - before)
     later = costs[len(costs) // 2 :]
     return max(0.0, statistics.fmean(later) - statistics.median(later))

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets.slices.entries import ENTRY
 from assets.slices.index import Array, IdentityIndex, Winners
 from assets.slices.merging import PIECE
+from assets.slices.runs import DamagedError, sections
 
 PAIRS = st.tuples(st.integers(0, 3), st.integers(0, 5))
 """(high, low): few values, so that most highs are shared."""
@@ -178,6 +180,57 @@ def test_a_process_that_dies_in_a_slice_leaves_those_before(tmp_path: Path, reac
         assert (index.slice, len(index)) == (9, 180)
         assert index.probe(*numbered(np.arange(200))).content.tolist() == list(range(180))
     assert len(list(tmp_path.glob("run-*"))) == 2
+
+
+def flip(path: Path, bit: int) -> None:
+    """One bit of a file, counted from its beginning."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("section", ["filter", "fences", "keys", "ordinals"])
+def test_a_bit_that_flipped_in_a_run_shows_when_it_is_merged(tmp_path: Path, section: str) -> None:
+    """In one that the eighth slice merges, and in one that the sixteenth does."""
+    for run, slices in (("run-000000000009-20.bin", 15), ("run-000000000003-20.bin", 7)):
+        lengths = dict(zip(("filter", "fences", "keys", "ordinals"), sections(20), strict=True))
+        start = sum(list(lengths.values())[: list(lengths).index(section)])
+        for bit in range(64 * start, 64 * (start + lengths[section]), 97):
+            folder = tmp_path / f"{run}-{bit}"
+            index = IdentityIndex(folder, "one")
+            with index.locked():
+                for number in range(1, slices + 1):
+                    index.add(number, slice_of(np.arange(20 * (number - 1), 20 * number)))
+            flip(folder / run, bit)
+            with pytest.raises(DamagedError, match=f"which reaches to slice {slices + 1}"), index.locked():
+                index.add(slices + 1, slice_of(np.arange(20 * slices, 20 * slices + 20)))
+            assert [path.name for path in folder.iterdir()] == ["lock"]
+            nine_slices(folder)
+            again = IdentityIndex.as_it_is(folder, "one")
+            assert again is not None
+            assert again.probe(*numbered(np.arange(200))).content.tolist() == list(range(180))
+
+
+def test_an_entry_is_believed_only_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever bit flips, and where it became zeros."""
+    nine_slices(tmp_path)
+    path = tmp_path / "entries.bin"
+    size = ENTRY.itemsize
+    whole, asked = path.read_bytes(), numbered(np.arange(200))
+    for many in (0, 1000):
+        monkeypatch.setattr("assets.slices.entries.MANY", many)
+        for bit in range(8 * size):
+            flip(path, 8 * size * 77 + bit)
+            reader = IdentityIndex.as_it_is(tmp_path, "one")
+            assert reader is not None
+            with pytest.raises(DamagedError, match=r"damaged in entries\.bin"):
+                reader.probe(*asked)
+            path.write_bytes(whole)
+    path.write_bytes(whole[: size * 77] + bytes(size) + whole[size * 78 :])
+    index = IdentityIndex(tmp_path, "one")
+    with pytest.raises(DamagedError, match="`headrace replay run`"), index.locked():
+        index.probe(*asked)
+    assert [left.name for left in tmp_path.iterdir()] == ["lock"]
 
 
 def test_many_hits_are_what_few_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,11 +24,11 @@ def written(path: Path, parts: list[Array]) -> Run:
     opened: list[Run | Fresh] = []
     for number, part in enumerate(fresh):
         with (path / str(number)).open("w+b") as file:
-            write_run(file, [part])
-        opened.append(open_run(path / str(number), 0, len(part)) if number % 2 else part)
+            sums = write_run(file, [part])
+        opened.append(open_run(path / str(number), 0, len(part), sums) if number % 2 else part)
     with (path / "whole").open("w+b") as file:
-        write_run(file, opened)
-    return open_run(path / "whole", 1, sum(map(len, parts)))
+        sums = write_run(file, opened)
+    return open_run(path / "whole", 1, sum(map(len, parts)), sums)
 
 
 def found(run: Run, keys: Array) -> dict[int, list[int]]:
@@ -78,7 +78,7 @@ def test_what_passes_the_filter_is_searched(tmp_path: Path) -> None:
     for filled, expected in ((b"\xff", before), (b"\0", {})):
         with path.open("r+b") as file:
             file.write(filled * size)
-        assert found(open_run(path, 0, len(keys)), asked) == expected
+        assert found(open_run(path, 0, len(keys), run.sums), asked) == expected
 
 
 @pytest.mark.parametrize("change", [-8, -1, 1, 8])
@@ -88,7 +88,7 @@ def test_a_run_of_another_length_is_none(tmp_path: Path, change: int) -> None:
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size + change)
     with pytest.raises(ValueError, match="bytes"):
-        open_run(path, 0, 100)
+        open_run(path, 0, 100, (0, 0, 0, 0))
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,6 +1,7 @@
 """Sums and rows read back from the landed records, against the rows themselves."""
 
 import random
+import shutil
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -116,7 +117,9 @@ def test_an_event_is_found_with_the_index_without_it_and_with_one_that_is_behind
     index = IdentityIndex(behind, str(handle.metadata().id))
     with index.locked():
         catch_up(lake, USAGE, handle, index, 3)
-    for folder in (tmp_path / "index", tmp_path / "none", behind):
+    damaged = shutil.copytree(tmp_path / "index", tmp_path / "damaged")
+    damaged.joinpath("entries.bin").write_bytes(bytes((damaged / "entries.bin").stat().st_size))
+    for folder in (tmp_path / "index", tmp_path / "none", behind, damaged):
         for event_id in random.Random(1).sample(sorted(every), 12):
             found = facts.find(lake, folder, "org_a", "s", event_id)
             assert found is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from assets.slices.runs import DamagedError
 from assets.usage.landing import IncompleteSliceError, land
 from assets.usage.schema import EVENTS
 from core.eventlog.api import Record
@@ -138,6 +139,18 @@ def test_the_index_is_rebuilt_from_the_lake(tmp_path: Path, damage: str) -> None
             (index / "entries.bin").write_bytes(bytes((index / "entries.bin").stat().st_size))
     put(tmp_path, records([event(n) for n in range(70)], start=60))
     assert rows(lake)["fate"].value_counts().sort("fate").rows() == [("counted", 70), ("duplicate", 60)]
+
+
+def test_a_damaged_index_lands_nothing_and_is_made_anew(tmp_path: Path) -> None:
+    put(tmp_path, records([event(n) for n in range(30)]))
+    entries = tmp_path / "index" / "entries.bin"
+    entries.write_bytes(entries.read_bytes()[:-1] + b"\xff")
+    again = records([event(n) for n in range(30)], start=30)
+    with pytest.raises(DamagedError, match=r"entries\.bin"):
+        put(tmp_path, again)
+    assert len(rows(local_lake(tmp_path))) == 30
+    put(tmp_path, again)
+    assert fates(local_lake(tmp_path)) == [("counted", None)] * 30 + [("duplicate", None)] * 30
 
 
 RUN = """
