@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from deploy.cli import demo
+from deploy.cli.main import parser
 from deploy.client import ApiError, Client
 from deploy.components import is_ready
 from deploy.drill.platform import fork_servers, forks
@@ -210,23 +213,39 @@ def test_a_killed_component_heals(data: Path, name: str) -> None:
     assert after["reason"] == "killed by SIGKILL when ready"
 
 
-def test_another_installation_runs_beside_it_and_ends_alone(data: Path, tmp_path: Path) -> None:
+class DemoFailedError(Exception):
+    """Ends the time of a demo."""
+
+
+def test_another_installation_runs_beside_it_for_the_time_of_a_demo(data: Path, tmp_path: Path) -> None:
+    """Where nothing runs, `headrace demo` starts a platform and stops it, also when the demo fails."""
     other, before = tmp_path / "other", {row["name"]: row["pid"] for row in written(data)["components"]}
-    answer = headrace("up", "--detach", "--data", str(other), "--port-base", str(free_base()))
-    assert answer.returncode == 0, answer.stderr
-    try:
+    words = parser().parse_args(["demo", "--data", str(other), "--port-base", str(free_base())])
+    keys: dict[Path, str] = {}
+    with suppress(DemoFailedError), demo.running(words, other):
         assert {row["state"] for row in status(other).values()} == {"ready"}
-        keys = {folder: headrace("key", "--data", str(folder)).stdout.strip() for folder in (data, other)}
+        with demo.running(words, other):
+            """One that runs is taken as it is."""
+        keys |= {folder: headrace("key", "--data", str(folder)).stdout.strip() for folder in (data, other)}
         for folder in keys:
             accepted = {whose: is_accepted(folder, key) for whose, key in keys.items()}
             assert accepted == {whose: whose == folder for whose in keys}
-    finally:
-        answer = headrace("down", "--data", str(other))
-    assert answer.returncode == 0, answer.stderr
-    assert marked(f"{load(other).mark}/") == []
+        raise DemoFailedError
+    left = marked(f"{load(other).mark}/")
+    kill_all(lambda: marked(f"{load(other).mark}/"))
+    assert left == []
+    assert not RunFolder(other).locked()
     assert is_accepted(data, keys[data])
     assert written(data)["ready"]
     assert {row["name"]: row["pid"] for row in written(data)["components"]} == before
+
+
+def test_a_demo_whose_platform_does_not_start_says_so(data: Path, tmp_path: Path) -> None:
+    taken = str(load(data).port_base)
+    answer = headrace("demo", "--data", str(tmp_path / "third"), "--port-base", taken)
+    assert answer.returncode == 1
+    assert "is taken by" in answer.stderr
+    assert "the platform did not start" in answer.stderr
 
 
 def test_serve_runs_one_service_in_the_foreground(data: Path) -> None:
