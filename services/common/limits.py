@@ -23,9 +23,11 @@ from redis.exceptions import RedisError
 
 from core.log import Logger
 from services.common.errors import Problem
+from services.common.token_window import PREFIX as TOKENS
 
 WINDOW: Final = 60
 MAX_BLOCK: Final = 500
+MAX_TOKEN_BLOCK: Final = 50_000
 LEASE_SECONDS: Final = 5.0
 """Leased tokens that nobody used go back to nobody: they were counted when they were leased."""
 RETRY_REDIS_SECONDS: Final = 1.0
@@ -135,6 +137,17 @@ def rate_limited(decision: Decision, headers: Mapping[str, str] | None = None) -
     )
 
 
+def tokens_limited(decision: Decision, headers: Mapping[str, str] | None = None) -> Problem:
+    """Of a call of a model, or of a run, for which no token was left."""
+    return Problem(
+        429,
+        "tokens_limited",
+        "Too many tokens",
+        f"More than {decision.limit} tokens in a minute; go on in {decision.retry_after} s.",
+        headers=headers,
+    )
+
+
 class Limiter:
     """Limits as one process of a gateway counts them.
 
@@ -235,6 +248,11 @@ class Limiter:
         else:
             state.used.append((second, cost))
         return Decision(True, state.limit, max(0, state.limit - used - cost), WINDOW + 1, 0)
+
+
+def token_limiter(cache: Redis) -> Limiter:
+    """Of the tokens a minute."""
+    return Limiter(cache, prefix=TOKENS, max_block=MAX_TOKEN_BLOCK)
 
 
 def _decision(state: _Key, now: float, *, allowed: bool, taken: int = 0) -> Decision:

@@ -16,12 +16,12 @@ from core.cache import open_cache
 from core.database import Database
 from core.settings import CacheSettings, DatabaseSettings, PagesSettings, SecuritySettings, ServiceSettings
 from core.telemetry import HTTP_REQUEST_DURATION
-from services.common import browser_address, token_window
+from services.common import browser_address
 from services.common.app import service_app
 from services.common.auth import Authenticator, internal_key
 from services.common.errors import Problem, from_status
 from services.common.lifecycle import Lifecycle
-from services.common.limits import Limiter
+from services.common.limits import Limiter, token_limiter
 from services.common.token_window import TokenWindow
 from services.gateway.breaker import Breaker
 from services.gateway.call import Call
@@ -31,7 +31,6 @@ from services.gateway.reference import Reference
 from services.gateway.routes import ROUTES, AmbiguousPathError, Route, RouteTable
 from services.gateway.spool import Spool
 
-MAX_TOKEN_BLOCK: Final = 50_000
 OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
 
 
@@ -83,7 +82,7 @@ class Gateway:
             quick = open_cache(self._cache, timeout=0.25)
             stack.push_async_callback(quick.aclose)
             self.limiter = Limiter(quick)
-            self.tokens = Limiter(quick, prefix=token_window.PREFIX, max_block=MAX_TOKEN_BLOCK)
+            self.tokens = token_limiter(quick)
             self.window = TokenWindow(quick)
             self.authenticator = Authenticator(
                 users_url=self._services.users_url,

@@ -11,7 +11,7 @@ from services.common import browser_address
 from services.common.auth import bearer
 from services.common.body import too_large
 from services.common.errors import Problem, document, from_exception, from_status
-from services.common.limits import LIMIT_WITHOUT_PLAN, Decision, rate_limited
+from services.common.limits import LIMIT_WITHOUT_PLAN, Decision, rate_limited, tokens_limited
 from services.common.observe import UNMATCHED, request_id
 from services.common.principal import HEADER, Principal
 from services.common.token_window import RESERVED, window_name
@@ -106,7 +106,7 @@ class Call:
             limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
             await self._admit(window_name(principal.tenant_id, principal.subject), limit)
             if route.uses_tokens(method, scope["raw_path"]):
-                await self._admit_tokens(principal, length, added)
+                await self._admit_tokens(route, principal, length, added)
         if length and int(length) > route.max_body:
             raise too_large(route.max_body)
         return Exchange(
@@ -155,20 +155,19 @@ class Call:
         if not decision.allowed:
             raise rate_limited(decision)  # with headers of the limit, which stand on every answer
 
-    async def _admit_tokens(self, principal: Principal, length: bytes, added: Headers) -> None:
-        """Count what the call will use at least; agents puts it right when it knows."""
-        cost = 1 + (int(length) // BYTES_PER_TOKEN if length else UNANNOUNCED_TOKENS)
+    async def _admit_tokens(self, route: Route, principal: Principal, length: bytes, added: Headers) -> None:
+        """Count what the call will use at least; agents puts it right when it knows. Of a run it counts all when
+        that ends."""
+        cost = 1
+        if route.tokens:
+            cost += int(length) // BYTES_PER_TOKEN if length else UNANNOUNCED_TOKENS
         limit = tokens_per_minute(principal.plan, principal.requests_per_minute)
         name = self._window = window_name(principal.tenant_id, principal.subject)
         self._tokens = decision = await self._gateway.tokens.take(name, limit, cost)
         if not decision.allowed:
-            raise Problem(
-                429,
-                "tokens_limited",
-                "Too many tokens",
-                f"More than {decision.limit} tokens in a minute; go on in {decision.retry_after} s.",
-            )
-        added.append((RESERVED.encode(), b"%d" % decision.taken))
+            raise tokens_limited(decision)  # with headers, as above
+        if route.tokens:
+            added.append((RESERVED.encode(), b"%d" % decision.taken))
 
     async def _take_back(self, problem: Problem, *, passed_on: bool) -> None:
         """The tokens of a call that agents never had; what it had, it settles."""

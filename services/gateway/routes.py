@@ -34,10 +34,16 @@ class Route:
     """Requests a minute from one client address; 0 for no such limit."""
     tokens: bool = False
     """Calls of a model: they share the tokens a minute of the caller's organisation."""
+    runs: bytes = b""
+    """How paths below it end whose POST starts a run: one token must be left for it."""
 
     def uses_tokens(self, method: str, raw_path: bytes) -> bool:
         """Whether the request may make a model answer; ending an answer must work at the limit too."""
-        return self.tokens and method == "POST" and not raw_path.endswith(b"/cancel")
+        if method != "POST":
+            return False
+        if self.tokens:
+            return not raw_path.endswith(b"/cancel")
+        return bool(self.runs) and raw_path.endswith(self.runs)
 
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -68,8 +74,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     # A model may think for minutes before it says a word; a stream of ours is never silent for long.
     Route("/v1", "agents", max_body=32 * MIB, timeout=600.0, tokens=True),
     Route("/v1/models", "agents", ("GET",)),
-    Route("/api/v1/agents", "agents", max_body=MIB, timeout=60.0),
-    Route("/api/v1/conversations", "agents", max_body=64 * MIB, timeout=60.0),
+    Route("/api/v1/agents", "agents", max_body=MIB, timeout=60.0, runs=b"/runs"),
+    Route("/api/v1/conversations", "agents", max_body=64 * MIB, timeout=60.0, runs=b"/messages"),
     Route("/api/v1/runs", "agents", max_body=MIB, timeout=60.0),
     Route("/api/v1/providers", "agents"),
     Route("/api/v1/knowledge-bases", "memory", max_body=MIB),

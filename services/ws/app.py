@@ -23,7 +23,7 @@ from services.common.app import service_app
 from services.common.auth import Authenticator, Identity, internal_key
 from services.common.events import AgentEvents
 from services.common.lifecycle import Lifecycle
-from services.common.limits import Limiter
+from services.common.limits import Limiter, token_limiter
 from services.common.revocations import Revocations
 from services.ws.access import Access
 from services.ws.agents import Agents
@@ -82,7 +82,7 @@ def create_app(lifecycle: Lifecycle) -> FastAPI:
             tickets = Tickets(cache)
             sessions = Sessions(tickets, authenticator)
             gateway = Gateway(
-                events, sessions, Handlers(agents, Access(agents), sessions, Limiter(quick)), origins,
+                events, sessions, Handlers(agents, Access(agents), sessions, Limiter(quick), token_limiter(quick)), origins,
                 queue_bytes=bounds.ws_queue_bytes, heartbeat=bounds.ws_heartbeat_seconds,
                 slow_seconds=bounds.ws_slow_seconds,
             )  # fmt: skip

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any, Final
 
 from core.eventlog.api import LogUnavailableError
+from core.plans import tokens_per_minute
 from services.common.body import decode, parse
 from services.common.errors import Problem, invalid, unavailable
 from services.common.events import Span, Vector
 from services.common.events.positions import After
-from services.common.limits import LIMIT_WITHOUT_PLAN, Limiter, rate_limited
+from services.common.limits import LIMIT_WITHOUT_PLAN, Limiter, rate_limited, tokens_limited
 from services.common.principal import Principal
 from services.common.token_window import window_name
 from services.ws import frames, schemas
@@ -29,8 +30,12 @@ _ORDERED: Final = _COUNTED | {"token.refresh"}
 class Handlers:
     """Answers requests; those with effects one after the other, in the order they came."""
 
-    def __init__(self, agents: Agents, access: Access, sessions: Sessions, limiter: Limiter) -> None:
-        self._agents, self._access, self._sessions, self._limiter = agents, access, sessions, limiter
+    def __init__(
+        self, agents: Agents, access: Access, sessions: Sessions, limiter: Limiter, tokens: Limiter
+    ) -> None:
+        """`limiter` counts requests a minute, `tokens` tokens."""
+        self._agents, self._access, self._sessions = agents, access, sessions
+        self._limiter, self._tokens = limiter, tokens
 
     def take(self, gateway: "Gateway", socket: Socket, payload: bytes) -> None:
         """A text of the client."""
@@ -80,7 +85,7 @@ class Handlers:
 
     async def _result(self, gateway: "Gateway", socket: Socket, request: schemas.Request) -> dict[str, Any]:
         if request.method in _COUNTED:
-            await self._admit(self._known(socket))
+            await self._admit(self._known(socket), starts=request.method == "message.send")
         match request.method:
             case "subscribe":
                 return await self._subscribe(gateway, socket, decode(request.params, schemas.Subscribe))
@@ -152,13 +157,19 @@ class Handlers:
         except SessionError as error:
             raise Problem(401, "unauthenticated", "Not authenticated", error.reason) from None
 
-    async def _admit(self, principal: Principal) -> None:
-        """Raises: Problem 429 `rate_limited`."""
+    async def _admit(self, principal: Principal, *, starts: bool) -> None:
+        """As the gateway does, a run that it `starts` too. Raises: Problem 429 `rate_limited`, `tokens_limited`."""
         name = window_name(principal.tenant_id, principal.subject)
         limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
         decision = await self._limiter.take(name, limit)
         if not decision.allowed:
             raise rate_limited(decision, {"retry-after": str(decision.retry_after)})
+        if not starts:
+            return
+        limit = tokens_per_minute(principal.plan, principal.requests_per_minute)
+        decision = await self._tokens.take(name, limit)
+        if not decision.allowed:
+            raise tokens_limited(decision, {"retry-after": str(decision.retry_after)})
 
     def _known(self, socket: Socket) -> Any:
         assert socket.principal is not None, "requests are taken after hello"

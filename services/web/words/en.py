@@ -82,6 +82,7 @@ WORDS: Final = {
     "problem_wrong_code": "The code is wrong, was used before, or is too old. Wait for the next one.",
     "problem_too_many_attempts": "Too many attempts failed. Wait a while, or set a new password by mail.",
     "problem_too_many_logins": "Too many people sign in at this moment. Try again.",
+    "problem_tokens_limited": "The tokens of this minute are used up. Wait a moment.",
     "problem_rate_limited": "Too many requests. Wait a moment.",
     "problem_no_organization": "This account belongs to no organisation.",
     "problem_challenge_refused": "That took too long. Sign in again.",

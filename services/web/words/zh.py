@@ -82,6 +82,7 @@ WORDS: Final = {
     "problem_wrong_code": "验证码错误、已使用或已过期，请等待下一个。",
     "problem_too_many_attempts": "失败次数过多。请稍后再试，或通过邮件设置新密码。",
     "problem_too_many_logins": "此刻登录的人太多，请重试。",
+    "problem_tokens_limited": "这一分钟的 token 已用完，请稍候。",
     "problem_rate_limited": "请求过多，请稍候。",
     "problem_no_organization": "此账号不属于任何组织。",
     "problem_challenge_refused": "用时过长，请重新登录。",

@@ -225,6 +225,12 @@ async def test_calls_of_models_are_limited_by_tokens(
         assert await chat() == (503, "unavailable", "0"), "ten were left, and are again"
         await window.settle(tenant, 10)
     assert await chat() == (429, "rate_limit_exceeded", "0")
-    # What costs tokens can still be ended.
+    for path in ("agents/helper/runs", "conversations/cnv_1/messages"):
+        async with http.post(f"{gateway.address}/api/v1/{path}", json={}, headers=bearing(key)) as answer:
+            assert (answer.status, (await answer.json(content_type=None))["code"]) == (429, "tokens_limited")
+            assert 1 <= int(answer.headers["retry-after"]) <= 61
+    # What starts nothing goes on, and what costs tokens can still be ended.
+    async with http.post(f"{gateway.address}/api/v1/conversations", json={}, headers=bearing(key)) as answer:
+        assert (await answer.json(content_type=None))["code"] == "unavailable"
     async with http.post(f"{gateway.address}/v1/responses/resp_1/cancel", headers=bearing(key)) as answer:
         assert (await answer.json())["error"]["code"] == "unavailable"

@@ -16,6 +16,7 @@ from core.settings import CacheSettings
 from services.common.limits import Limiter
 from services.common.principal import HEADER, Principal, sign
 from services.common.revocations import Revoked, publish
+from services.common.token_window import TokenWindow
 from tests.services.ws.client import Client, connect
 from tests.services.ws.conftest import ORIGIN, Instance, World
 
@@ -140,6 +141,24 @@ async def test_orders_count_among_the_requests_of_the_organisation(
             assert 1 <= refused["error"]["retry_after"] <= 61
         assert (await client.ask("unsubscribe", ch="run:x"))["ok"]
     assert world.agents.cancelled == [run.id]
+
+
+async def test_a_message_needs_a_token_of_the_minute(
+    ws: Instance, world: World, valkey: CacheSettings
+) -> None:
+    run = world.run()
+    limited = structs.replace(world.principal, tenant_id=run.tenant, requests_per_minute=10)
+    sent = {"conversation_id": run.conversation, "client_msg_id": "m-1", "text": "hello"}
+    async with connect(world.http, ws.address, ticket=await world.ticket(ws, limited)) as client:
+        assert (await client.ask("message.send", **sent))["ok"]
+        async with open_cache(valkey) as cache:
+            await TokenWindow(cache).settle(f"tenant:{limited.tenant_id}", 2000)
+        # What this instance has leased before, it may still give.
+        answers = [await client.ask("message.send", **sent) for _ in range(5)]
+        refused = answers[-1]["error"]
+        assert (refused["status"], refused["code"]) == (429, "tokens_limited")
+        assert 1 <= refused["retry_after"] <= 61
+        assert (await client.ask("run.cancel", run_id=run.id))["ok"]
 
 
 async def test_frames_that_are_wrong_or_too_big(ws: Instance, world: World) -> None:
