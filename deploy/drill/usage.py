@@ -27,7 +27,6 @@ from assets.usage import schema
 from assets.usage.generation import usage_lake
 from assets.usage.progress import landed_slice
 from core.content import digest
-from core.contracts.usage import UsageData, UsageEvent
 from core.crash import VARIABLE, Point
 from core.database import Database, dsn
 from core.eventlog import open_eventlog
@@ -44,6 +43,7 @@ from core.topology import TOPICS
 from deploy.drill import content
 from deploy.drill.platform import DrillError
 from deploy.drill.servers import servers
+from deploy.drill.stream import ORGANISATIONS, stream
 from deploy.drill.usage_kill import Say
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,7 +57,6 @@ PATIENCE = 600.0
 PORTION = 160
 BILLERS = 4
 """So many die while they close the period."""
-ORGANISATIONS = tuple(f"org_00000000-0000-7000-8000-00000000000{number}" for number in range(3))
 TRIES = 20
 """So often a worker is sent to a point that it may miss: a commit takes about a millisecond, and on a busy machine
 the thread that watches for its file may not get a turn in it (five tries were once too few)."""
@@ -141,13 +140,17 @@ class Stand:
 
         asyncio.run(work())
 
-    def worker(self, *, crash: str = "", machine: int = 1) -> AbstractContextManager[subprocess.Popen[str]]:
+    def worker(
+        self, *, crash: str = "", machine: int = 1, compacts: bool = False
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
         """A worker that has begun; it is killed at the end where it still works.
 
         Args:
             machine: each has its own identity index.
+            compacts: it also puts small files together, now and then.
         """
-        return self._process(["deploy.drill.worker", str(self.most)], crash, machine)
+        command = ["deploy.drill.worker", str(self.most), *(["compacts"] if compacts else [])]
+        return self._process(command, crash, machine)
 
     def biller(
         self, period: ServicePeriod, *, crash: str = ""
@@ -221,8 +224,8 @@ class Stand:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Content hashes: of all rows with their fates, of published cells, of fates by tenant and partition, of
-    the newest snapshot with its charges, of issued invoices and their adjustments."""
+    """Content hashes: of all rows with their fates, of published cells and elements, of fates by tenant and partition
+    and what is quarantined, of the newest snapshot with its charges, of issued invoices and their adjustments."""
 
     facts: str
     cells: str
@@ -241,7 +244,9 @@ def contents(stand: Stand) -> Contents:
         digest(rows),
         digest(
             stand.sql(
-                "select tenant_id, grain, meter, period_start at time zone 'UTC', dimensions_key, quantity, events from usage_cell"
+                "select tenant_id, grain, meter, period_start at time zone 'UTC', dimensions_key, '', quantity, events from usage_cell "
+                "union all select tenant_id, 'element', meter, period_start at time zone 'UTC', dimensions_key, element, quantity, "
+                "events from usage_element"
             )
         ),
         digest(
@@ -250,6 +255,7 @@ def contents(stand: Stand) -> Contents:
                 "from usage_conservation group by 1, 2 union all "
                 "select '', partition, next_offset, 0, 0, 0, 0 from usage_watermark"
             )
+            + stand.sql("select tenant_id, fate, code, kind, partition, log_offset from usage_quarantine")
         ),
         content.snapshot(path, None),
         content.issued(
@@ -259,38 +265,6 @@ def contents(stand: Stand) -> Contents:
             )
         ),
     )
-
-
-def stream(seed: int, count: int, *, first: int = 0) -> list[NewRecord]:
-    """Events of three tenants over two days with repetitions, conflicts, late ones and rubbish.
-
-    Args:
-        first: number of the first event; copies of an event have one key, so streams that are sent together
-            must not share numbers.
-    """
-    pick = random.Random(seed)  # noqa: S311 - repeatable
-    now = datetime.now(UTC)
-    records: list[NewRecord] = []
-    for number in range(first, first + count):
-        roll = pick.random()
-        if roll < 0.1 and records:
-            records.append(pick.choice(records))
-            continue
-        tenant, subject = ORGANISATIONS[pick.randrange(3)], f"cus_{pick.randrange(40)}"
-        age = timedelta(days=500) if roll > 0.98 else timedelta(minutes=pick.randrange(2 * 24 * 60))
-        event = UsageEvent(
-            id=f"e{number}", source="s", time=now - age, tenant=tenant, type="headrace.usage.v1",
-            specversion="1.0", subject=subject,
-            data=UsageData("llm.tokens.input", f"{pick.randrange(10**6)}.{pick.randrange(1, 10)}", {"model": "m"}),
-        )  # fmt: skip
-        value = event.encode()
-        if roll < 0.13:
-            value = value[:-2]
-        records.append(NewRecord(schema.TOPIC, event.key, value))
-        if 0.13 <= roll < 0.16:
-            conflict = value.replace(b'"quantity":"', b'"quantity":"7')
-            records.append(NewRecord(schema.TOPIC, event.key, conflict))
-    return records
 
 
 def at_points(stand: Stand, portions: Iterator[Sequence[NewRecord]], say: Say) -> list[dict[str, Any]]:
@@ -331,7 +305,10 @@ def at_random(stand: Stand, portions: Iterator[Sequence[NewRecord]], kills: int,
     pick, killed = random.Random(seed), 0  # noqa: S311 - repeatable
     while killed < kills:
         stand.send(next(portions))
-        with stand.worker(machine=1) as one, stand.worker(machine=pick.choice((1, 2))) as other:
+        with (
+            stand.worker(machine=1, compacts=True) as one,
+            stand.worker(machine=pick.choice((1, 2)), compacts=True) as other,
+        ):
             for process in (one, other):
                 try:
                     process.wait(pick.uniform(0, 0.8))
@@ -410,6 +387,7 @@ def carry_out(calm: Stand, storm: Stand, kills: int, seed: int, say: Say) -> dic
     billing += adjust_and_die(storm, period, say)
     found = contents(storm)
     purged = storm.sql("select count(*), count(done_at) from usage_purge")[0]
+    together = storm.sql("select count(*) from usage_object where replaced_at is not null")[0][0]
     storm_invoices = dict(storm.sql("select reason, count(*) from invoice group by reason"))
     say(f"storm over: {len(points)} points, {killed} random kills, {len(sent)} records; now the calm")
     calm.reset()
@@ -426,6 +404,7 @@ def carry_out(calm: Stand, storm: Stand, kills: int, seed: int, say: Say) -> dic
         "invoices": storm_invoices,
         "records": len(sent),
         "purges": {"intended": purged[0], "done": purged[1]},
+        "files_put_together": together,
         "calm": asdict(expected),
         "storm": asdict(found),
         "equal": expected == found,

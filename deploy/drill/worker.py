@@ -1,4 +1,4 @@
-"""A run without Dagster: `python -m deploy.drill.worker MOST`, slice after slice, until nothing is left.
+"""A run without Dagster: `python -m deploy.drill.worker MOST [compacts]`, slice after slice, until nothing is left.
 
 From the topic to the purge and the snapshot, as the jobs of `pipelines` do it. Reads the environment like
 everybody, says `ready` when it begins and exits with 0 when all is published; it may be killed at any moment
@@ -23,11 +23,12 @@ from assets.usage.progress import next_slice, published_offsets, published_slice
 from assets.usage.publish import NotRolledUpError, publish
 from assets.usage.purge import purge
 from assets.usage.rollup import BehindFoldError, daily, roll_up, rolled_slice
-from assets.usage.schema import EVENTS, TOPIC
+from assets.usage.schema import EVENTS, ORDERS, TOPIC
 from assets.usage.snapshot import publish_snapshot
 from core.eventlog.api import OffsetOutOfRangeError, TopicChangedError
 from core.eventlog.bulk import read_slice
 from core.lake.commit import StaleError
+from core.lake.maintenance import compact
 from core.settings import DatabaseSettings, DataSettings, EventLogSettings, ObjectSettings
 from quality import gates
 
@@ -41,6 +42,8 @@ FASTER: Final = (
     SucceededError,
 )
 """What a run ends with when another one was faster; the sensor asks for the next one by itself."""
+COMPACTS: Final = 4
+"""One slice of so many is followed by a compaction, where a worker compacts."""
 PATIENCE: Final = 50
 """So often in a row another may be faster."""
 
@@ -50,13 +53,13 @@ class GateError(Exception):
 
 
 def main() -> int:
-    most = int(sys.argv[1])
+    most, compacts = int(sys.argv[1]), sys.argv[2:] == ["compacts"]
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     slower = 0
     while True:
         try:
-            if not carry(most):
+            if not carry(most, compacts=compacts):
                 return 0
             slower = 0
         except GateError as error:
@@ -69,7 +72,7 @@ def main() -> int:
                 return 2
 
 
-def carry(most: int) -> bool:
+def carry(most: int, *, compacts: bool = False) -> bool:
     """One slice from the topic to published cells, the snapshot and the purge; False where nothing was left.
 
     Raises:
@@ -97,6 +100,9 @@ def carry(most: int) -> bool:
     daily(lake)
     publish(lake, database)
     publish_snapshot(lake, database, objects)
+    if compacts and random.randrange(COMPACTS) == 0:  # noqa: S311
+        compact(lake, EVENTS, order=ORDERS[EVENTS])
+        record(lake, database)
     purge(lake, eventlog, database, lag=timedelta(0), most=10 * most)
     return piece is not None
 

@@ -24,6 +24,7 @@ from core.invoices.archive import Archive, Readopted
 from core.objects import open_objects
 from core.settings import DatabaseSettings, EventLogSettings, ObjectSettings
 from deploy.component import Component
+from deploy.drill.stream import stream
 from deploy.drill.usage import (
     Contents,
     Stand,
@@ -31,7 +32,6 @@ from deploy.drill.usage import (
     close_at_random,
     contents,
     just_over,
-    stream,
 )
 from deploy.provision import Programs
 from deploy.servers.kafka import kafka as kafka_server

@@ -17,7 +17,8 @@ from assets.usage import schema
 from core.crash import Point
 from core.eventlog.api import NewRecord
 from core.settings import DatabaseSettings, EventLogSettings, ObjectSettings
-from deploy.drill.usage import LANDS, Stand, carry_out, stream
+from deploy.drill.stream import stream
+from deploy.drill.usage import LANDS, Stand, carry_out
 
 KILLS = 10
 BILLERS = {Point.ADJUSTING}
@@ -32,6 +33,7 @@ def check(calm: Stand, storm: Stand) -> None:
     assert report["billing_kills"] > 1
     assert report["invoices"] == {"service_period": 3, "late_usage": 3}
     assert report["purges"]["done"] > len(LANDS)
+    assert report["files_put_together"] > 1
     fates, records = fates_of(calm), report["records"]
     assert fates.total() == records
     assert fates == fates_of(storm)
@@ -95,6 +97,7 @@ def test_fates_of_a_calm_run_are_those_of_a_plain_reading(
 def plain_reading(records: list[NewRecord]) -> Counter[tuple[str, str]]:
     """Fate of every record, by tenant: copies of an event share a key, so their order is that of the stream."""
     first: dict[tuple[str, str], bytes] = {}
+    voided: set[tuple[str, str]] = set()
     fates: Counter[tuple[str, str]] = Counter()
     oldest = datetime.now(UTC) - timedelta(days=450)
     for record in records:
@@ -103,6 +106,14 @@ def plain_reading(records: list[NewRecord]) -> Counter[tuple[str, str]]:
             event = json.loads(record.value)
         except ValueError:
             fates[tenant, "rejected"] += 1
+            continue
+        if event["type"] == "headrace.usage.void.v1":
+            named = (tenant, event["data"]["id"])
+            if named in first:
+                fates[tenant, "duplicate" if named in voided else "counted"] += 1
+                voided.add(named)
+            else:
+                fates[tenant, "quarantined"] += 1
             continue
         known = first.get((tenant, event["id"]))
         if datetime.fromisoformat(event["time"]) < oldest:
