@@ -11,14 +11,16 @@ from tests.bench.report import FOLDER
 
 README = Path(__file__).parents[2] / "README.md"
 _TABLE: Final = re.compile(r"\n\n(?=`make bench)")
+_NAME: Final = re.compile(r"NAME=(\w+)")
+_PROFILE: Final = re.compile(r"--profile[ =](\w+)")
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def table(result: Mapping[str, Any]) -> str:
     """One bench: its command, its machine, its ratios and its plain figures."""
     machine = result["machine"]
-    name, _, profile = result["bench"].partition("-")
-    command = f"make bench NAME={name}" + (f' ARGS="--profile {profile}"' if profile else "")
+    name = result["bench"].partition("-")[0]
+    command = f"make bench NAME={name}" + (f' ARGS="{result["arguments"]}"' if result["arguments"] else "")
     lines = [
         f"`{command}`, {result['measured_at'][:10]}, {machine['cpus']} cores, "
         f"{machine['memory_mb'] // 1024} GB, Python {machine['python']}:",
@@ -51,15 +53,16 @@ def record(text: str, results: list[Mapping[str, Any]]) -> str:
     known, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"README.md needs the markers {BEGIN} and {END}")
-    tables = {_command(each): each for each in _TABLE.split(known.strip()) if each}
-    tables |= {_command(each): each for each in map(table, results)}
-    body = "\n\n".join(tables[command] for command in sorted(tables))
+    tables = {_of(each): each for each in _TABLE.split(known.strip()) if each}
+    tables |= {_of(each): each for each in map(table, results)}
+    body = "\n\n".join(tables[bench] for bench in sorted(tables))
     return f"{before}{BEGIN}\n{body}\n{END}{after}"
 
 
-def _command(table_of: str) -> str:
-    """What stands above a table in backticks."""
-    return table_of.partition("`, ")[0]
+def _of(table_of: str) -> tuple[str, str]:
+    """Name and profile of the bench in the command above a table; run with other arguments it is still the same."""
+    command = table_of.partition("`, ")[0]
+    return _NAME.findall(command)[0], "".join(_PROFILE.findall(command))
 
 
 def main() -> int:

@@ -2,6 +2,8 @@
 
 import json
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ def write(name: str, ratios: Mapping[str, float], figures: Mapping[str, object])
     machine = {"cpus": psutil.cpu_count(), "memory_mb": psutil.virtual_memory().total >> 20}
     content = {
         "bench": name,
+        "arguments": shlex.join(sys.argv[1:]),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": {**machine, "python": platform.python_version(), "system": platform.platform(terse=True)},
         "ratios": {key: round(value, 4) for key, value in ratios.items()},
