@@ -45,7 +45,7 @@ class _Loaded:
 
 
 class E5Model:
-    """Keeps about 400 MB once it has been used, nothing before.
+    """Keeps about 180 MB once it has been used, nothing before.
 
     Args:
         folder: where the graph is kept.

@@ -17,7 +17,7 @@ import numpy as np
 
 from core.embedding.weights import Weights, installed
 
-VERSION: Final = "2"
+VERSION: Final = "3"
 """Part of the model's digest: raise it with every change that changes a vector."""
 _FUSED: Final = "com.microsoft"
 _LARGEST: Final = 64

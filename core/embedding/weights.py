@@ -7,8 +7,10 @@ half-precision scale and 32 four-bit numbers, number j in the low half of byte j
 
 import hashlib
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,14 +43,6 @@ class Shape:
     end: int
     pad: int
     unknown: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """The tokenizer's tables: (piece, score) by id, and what a code point is normalised to."""
-
-    scores: list[tuple[str, float]]
-    normal: dict[int, str]
 
 
 class Weights:
@@ -96,21 +90,25 @@ class Weights:
         values = np.frombuffer(self._bytes[offset : offset + 4 * numbers].tobytes(), "<f4")
         return values.reshape(-1, columns) if columns else values
 
-    def pieces(self) -> Pieces:
+    def pieces(self) -> Iterator[tuple[bytes, bytes]]:
+        """Text (UTF-8) and score (float32, little-endian) of each piece, in the order of their ids."""
         count, at = self._pieces, _HEADER.size
         offsets = np.frombuffer(self._bytes[at : at + 4 * (count + 1)].tobytes(), "<u4").tolist()
         at += 4 * (count + 1)
-        scores = np.frombuffer(self._bytes[at : at + 4 * count].tobytes(), "<f4").tolist()
-        at += 4 * count
-        blob = self._bytes[at : at + self._blob].tobytes()
-        texts = [blob[offsets[i] : offsets[i + 1]].decode() for i in range(count)]
-        at += self._blob
+        scores = self._bytes[at : at + 4 * count].tobytes()
+        blob = self._bytes[at + 4 * count : at + 4 * count + self._blob].tobytes()
+        for number, (begin, end) in enumerate(pairwise(offsets)):
+            yield blob[begin:end], scores[4 * number : 4 * number + 4]
+
+    def normal(self) -> dict[int, str]:
+        """What a code point is normalised to, for those that change."""
+        at = self._map_at
         table, at, normal = self._bytes[at + 8 : at + 8 + self._u32(at + 4)].tobytes(), 0, {}
         while at < len(table):
             code, length = struct.unpack_from("<IB", table, at)
             normal[code] = table[at + 5 : at + 5 + 4 * length].decode("utf-32-le")
             at += 5 + 4 * length
-        return Pieces(list(zip(texts, scores, strict=True)), normal)
+        return normal
 
 
 def dequantised(blocks: Array) -> Array:

@@ -8,6 +8,8 @@ import pytest
 
 from core.embedding import open_model
 from core.embedding.e5 import E5Model, GraphError, _build
+from core.embedding.tokenizer import Tokenizer
+from core.embedding.weights import Weights, installed
 from core.settings import VectorSettings
 
 TEXTS = [
@@ -72,6 +74,16 @@ def test_offsets_are_places_in_the_text_itself(model: E5Model, text: str) -> Non
     assert (np.diff(spans[:, 0]) >= 0).all()
     covered = {i for start, end in spans.tolist() for i in range(start, end)}
     assert all(i in covered for i, character in enumerate(text) if character.isalnum())
+
+
+@pytest.mark.parametrize("text", ["<s>", "a</s>b", "<pad>", "<unk>"])
+def test_marks_of_the_model_in_a_text_are_text(text: str) -> None:
+    """A document must not be able to end itself for the model."""
+    found = Tokenizer(Weights(installed())).encode(text)
+    shape = Weights(installed()).shape
+    assert not set(found.ids.tolist()) & {shape.begin, shape.end, shape.pad, shape.unknown}
+    assert found.spans[0, 0] == 0
+    assert found.spans[-1, 1] == len(text)
 
 
 def test_the_graph_is_built_once_and_again_where_it_is_damaged(model: E5Model) -> None:
