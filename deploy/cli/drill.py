@@ -103,6 +103,7 @@ def usage(arguments: argparse.Namespace) -> int:
         print(f"kills     {report['random_kills']} at random moments, {report['records']} records")
         print(f"billing   {report['billing_kills']} killed; documents: {report['invoices']}")
         print(f"purges    {report['purges']['intended']} intended, {report['purges']['done']} done")
+        print(f"files     {report['files_put_together']} put together")
         return "" if report["equal"] else "contents differ"
 
     return _carry_out(

@@ -12,6 +12,7 @@ from typing import Final
 
 from deltalake.exceptions import CommitFailedError
 
+from assets.usage.compaction import compact_events
 from assets.usage.evidence import evidence
 from assets.usage.gate import say
 from assets.usage.generation import index_folder, usage_lake
@@ -23,12 +24,11 @@ from assets.usage.progress import next_slice, published_offsets, published_slice
 from assets.usage.publish import NotRolledUpError, publish
 from assets.usage.purge import purge
 from assets.usage.rollup import BehindFoldError, daily, roll_up, rolled_slice
-from assets.usage.schema import EVENTS, ORDERS, TOPIC
+from assets.usage.schema import EVENTS, TOPIC
 from assets.usage.snapshot import publish_snapshot
 from core.eventlog.api import OffsetOutOfRangeError, TopicChangedError
 from core.eventlog.bulk import read_slice
 from core.lake.commit import StaleError
-from core.lake.maintenance import compact
 from core.settings import DatabaseSettings, DataSettings, EventLogSettings, ObjectSettings
 from quality import gates
 
@@ -101,8 +101,7 @@ def carry(most: int, *, compacts: bool = False) -> bool:
     publish(lake, database)
     publish_snapshot(lake, database, objects)
     if compacts and random.randrange(COMPACTS) == 0:  # noqa: S311
-        compact(lake, EVENTS, order=ORDERS[EVENTS])
-        record(lake, database)
+        compact_events(lake, database)
     purge(lake, eventlog, database, lag=timedelta(0), most=10 * most)
     return piece is not None
 
