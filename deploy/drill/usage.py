@@ -200,9 +200,9 @@ class Stand:
         with self.worker() as process:
             self.finish(process)
 
-    def together(self) -> None:
+    def together(self, *, compacts: bool = False) -> None:
         """The same by two at once, each with an index of its own."""
-        with self.worker() as one, self.worker(machine=2) as other:
+        with self.worker(compacts=compacts) as one, self.worker(machine=2, compacts=compacts) as other:
             self.finish(one)
             self.finish(other)
 
@@ -317,7 +317,7 @@ def at_random(stand: Stand, portions: Iterator[Sequence[NewRecord]], kills: int,
                     killed += 1
         if killed % 10 < 2:
             say(f"{killed} of {kills} killed at random moments")
-    stand.together()
+    stand.together(compacts=True)
     return killed
 
 

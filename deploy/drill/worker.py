@@ -29,6 +29,7 @@ from assets.usage.snapshot import publish_snapshot
 from core.eventlog.api import OffsetOutOfRangeError, TopicChangedError
 from core.eventlog.bulk import read_slice
 from core.lake.commit import StaleError
+from core.lake.maintenance import crowded
 from core.settings import DatabaseSettings, DataSettings, EventLogSettings, ObjectSettings
 from quality import gates
 
@@ -42,8 +43,8 @@ FASTER: Final = (
     SucceededError,
 )
 """What a run ends with when another one was faster; the sensor asks for the next one by itself."""
-COMPACTS: Final = 4
-"""One slice of so many is followed by a compaction, where a worker compacts."""
+MOST_SMALL_FILES: Final = 8
+"""Of landed events, where a worker compacts: a third of what the platform lets stand, so that a drill is full of it."""
 PATIENCE: Final = 50
 """So often in a row another may be faster."""
 
@@ -100,7 +101,7 @@ def carry(most: int, *, compacts: bool = False) -> bool:
     daily(lake)
     publish(lake, database)
     publish_snapshot(lake, database, objects)
-    if compacts and random.randrange(COMPACTS) == 0:  # noqa: S311
+    if compacts and crowded(lake, {EVENTS: MOST_SMALL_FILES}):
         compact_events(lake, database)
     purge(lake, eventlog, database, lag=timedelta(0), most=10 * most)
     return piece is not None
