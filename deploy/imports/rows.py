@@ -20,7 +20,7 @@ def rows(path: Path, mapped: Mapped) -> Iterator[Row]:
     """Each row with content: of JSON lines where the name ends so, else of CSV.
 
     Raises:
-        ImportFileError: the file is missing, not text in UTF-8, or lacks a named column.
+        ImportFileError: the file is missing, lacks a named column or has it twice, or a quote in it does not end.
     """
     lines = path.suffix.lower() in JSON_LINES
     if lines and mapped.columns:
@@ -30,34 +30,62 @@ def rows(path: Path, mapped: Mapped) -> Iterator[Row]:
 
 def _csv_rows(path: Path, mapped: Mapped) -> Iterator[Row]:
     try:
-        file = path.open(encoding="utf-8-sig", newline="")
+        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     except OSError as error:
         raise ImportFileError(f"cannot open {path}: {error.strerror}") from error
     with file:
         reader = csv.reader(file, strict=True)
+        header = list(mapped.columns) or next(_cells(path, reader), (0, None))[1]
+        if header is None:
+            raise ImportFileError(
+                f"{path} is empty; its first line must name the columns, or --columns a,b,c"
+            )
+        if isinstance(header, csv.Error) or _is_no_text(header):
+            raise ImportFileError(f"{path}, line 1: cannot be read as the names of columns in UTF-8")
+        if missing := [name for name in mapped.named if name not in header]:
+            raise ImportFileError(
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}"
+                f"{'' if mapped.columns else ' (where this is no header, name them: --columns a,b,c)'}"
+            )
+        if twice := [name for name in mapped.named if header.count(name) > 1]:
+            raise ImportFileError(f"{path} has several columns {', '.join(twice)}; rename all but one")
+        for line, cells in _cells(path, reader):
+            if isinstance(cells, csv.Error):
+                yield line, (), BadRow(line, str(cells))
+            elif any(cells):
+                yield line, cells, _csv_row(line, cells, header, mapped)
+
+
+def _cells(path: Path, reader: Any) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Each row of CSV with the line it begins on, or why that line is none.
+
+    Raises:
+        ImportFileError: a quote runs over lines and does not end as one, so where rows begin is unknown from there on.
+    """
+    while True:
+        line = reader.line_num + 1
+        found: list[str] | csv.Error
         try:
-            header: list[str] | None = list(mapped.columns) or next(reader, None)
-            if header is None:
-                raise ImportFileError(
-                    f"{path} is empty; its first line must name the columns, or --columns a,b,c"
-                )
-            if missing := [name for name in mapped.named if name not in header]:
-                raise ImportFileError(
-                    f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}"
-                    f"{'' if mapped.columns else ' (where this is no header, name them: --columns a,b,c)'}"
-                )
-            line = reader.line_num + 1
-            for cells in reader:
-                if any(cells):
-                    yield line, cells, _csv_row(line, cells, header, mapped)
-                line = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise ImportFileError(f"{path} is not UTF-8 text; convert it first") from error
+            found = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
-            raise ImportFileError(f"{path}, line {reader.line_num}: {error}") from error
+            if reader.line_num > line:
+                raise ImportFileError(
+                    f"{path}, line {line}: a quote is opened and not closed in its cell ({error}, line {reader.line_num})"
+                ) from error
+            found = error
+        yield line, found
+
+
+def _is_no_text(cells: list[str]) -> bool:
+    """True where bytes were not UTF-8: they were read as halves of surrogate pairs (PEP 383)."""
+    return any("\udc80" <= letter <= "\udcff" for cell in cells if not cell.isascii() for letter in cell)
 
 
 def _csv_row(line: int, cells: list[str], header: list[str], mapped: Mapped) -> dict[str, str] | BadRow:
+    if _is_no_text(cells):
+        return BadRow(line, "is not UTF-8 text")
     if len(cells) == len(header):
         return dict(zip(header, cells, strict=True))
     said = "--columns names" if mapped.columns else "the header has"

@@ -60,18 +60,40 @@ def test_bad_rows_are_listed_with_their_line_and_the_rest_is_read(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "empty"), ("at,in\n1,2\n", "no column out"), ('at,in,out\n"unclosed', "line 2")],
+    [
+        ("", "empty"),
+        ("at,in\n1,2\n", "no column out"),
+        ("at,in,out,in\n", "several columns in"),
+        ('at,in,out\n"unclosed,1,2\n2026-01-01 00:00:00,1,2\n', "line 2: a quote"),
+        ('"at,in,out\n', "line 1"),
+    ],
 )
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(ImportFileError, match=reason):
         list(events(write(tmp_path / "a.csv", text), MAPPED, tenant="t"))
 
 
-def test_a_file_that_is_not_text_says_so(tmp_path: Path) -> None:
+def test_a_header_that_is_not_text_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_bytes(b"at,in,out\n\xff\xfe,1,2\n")
+    path.write_bytes(b"at,in,out,\xff\xfe\n1,2,3,4\n")
     with pytest.raises(ImportFileError, match="UTF-8"):
         list(events(path, MAPPED, tenant="t"))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b'"2026-01-01 00:00:00"x,1,2', "expected after"),
+        (b"2026-01-01 00:00:00,1,\xff\xfe", "UTF-8"),
+        (b"2026-01-01 00:00:00,1," + b"2" * 140_000, "field larger"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_a_bad_row_alone(tmp_path: Path, row: bytes, reason: str) -> None:
+    path, good = tmp_path / "a.csv", b"2026-01-01 00:00:0%d,1,2"
+    path.write_bytes(b"\n".join([b"at,in,out", good % 1, row, good % 2, b""]))
+    found = scan(path, MAPPED)
+    assert [(bad.line, reason in bad.reason) for bad in found.bad] == [(3, True)]
+    assert (found.rows, found.events) == (3, 4)
 
 
 def test_a_bad_row_yields_no_half(tmp_path: Path) -> None:
