@@ -35,14 +35,21 @@ class Expectation:
 class Suite:
     """Rules for the newest rows of an asset.
 
-    `sample` reads at most `SAMPLE` rows; None where there is nothing yet.
+    `rows` reads at most `SAMPLE` rows; None where there is nothing yet. `prepared` says rules over several columns
+    as columns of `yes` and `no`, and is pure.
     """
 
     name: str
     asset: str
     what: str
-    sample: Callable[[Platform], "pl.DataFrame | None"]
+    rows: Callable[[Platform], "pl.DataFrame | None"]
+    prepared: Callable[["pl.DataFrame"], "pl.DataFrame"]
     expectations: tuple[Expectation, ...]
+
+    def sample(self, platform: Platform) -> "pl.DataFrame | None":
+        """What is judged."""
+        found = self.rows(platform)
+        return None if found is None else self.prepared(found)
 
 
 @dataclass(frozen=True, slots=True)

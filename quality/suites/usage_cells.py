@@ -23,10 +23,10 @@ order by c.lake_version desc, c.tenant_id, c.period_start limit {SAMPLE}
 """
 
 
-def sample(platform: Platform) -> "pl.DataFrame | None":
+def newest(platform: Platform) -> "pl.DataFrame | None":
     """The cells of the newest publications."""
-    rows = ask(platform.database, QUERY)
-    return None if rows.is_empty() else prepared(rows)
+    found = ask(platform.database, QUERY)
+    return None if found.is_empty() else found
 
 
 def prepared(rows: "pl.DataFrame") -> "pl.DataFrame":
@@ -60,4 +60,6 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     holds("is_published", "no cell is ahead of what is published"),
 )
 
-SUITE = Suite("usage_cells", "usage_cells", "the published cells that changed last", sample, EXPECTATIONS)
+SUITE = Suite(
+    "usage_cells", "usage_cells", "the published cells that changed last", newest, prepared, EXPECTATIONS
+)

@@ -16,7 +16,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def sample(platform: Platform) -> "pl.DataFrame | None":
+def newest(platform: Platform) -> "pl.DataFrame | None":
     """The newest whole slices of `usage_events`, as far as they fit; of a larger one its last records."""
     import polars as pl  # noqa: PLC0415
 
@@ -30,11 +30,11 @@ def sample(platform: Platform) -> "pl.DataFrame | None":
     if handle is None or last == 0:
         return None
     first, _ = list(spans(handle, "slice", max(1, last - 15), last, rows=SAMPLE))[-1]
-    rows = read(
+    found = read(
         lake, EVENTS, handle, {name: EVENTS_SCHEMA[name] for name in COLUMNS},
         where=pl.col("slice").is_between(first, last), within=("slice", first, last),
     )  # fmt: skip
-    return prepared(rows.sort("slice", "partition", "offset").tail(SAMPLE))
+    return found.sort("slice", "partition", "offset").tail(SAMPLE)
 
 
 def prepared(rows: "pl.DataFrame") -> "pl.DataFrame":
@@ -87,4 +87,4 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     holds("live_is_not_ahead", "a live event is at most five minutes ahead of the log's clock"),
 )
 
-SUITE = Suite("usage_events", "usage_events", "the newest landed records", sample, EXPECTATIONS)
+SUITE = Suite("usage_events", "usage_events", "the newest landed records", newest, prepared, EXPECTATIONS)

@@ -19,10 +19,10 @@ from price order by revision desc limit {SAMPLE}
 """
 
 
-def sample(platform: Platform) -> "pl.DataFrame | None":
+def newest(platform: Platform) -> "pl.DataFrame | None":
     """The newest rows of the book."""
-    rows = ask(platform.database, QUERY)
-    return None if rows.is_empty() else prepared(rows)
+    found = ask(platform.database, QUERY)
+    return None if found.is_empty() else found
 
 
 def prepared(rows: "pl.DataFrame") -> "pl.DataFrame":
@@ -65,4 +65,4 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     holds("recorded_in_order", "the book is append-only: what is newer was recorded later"),
 )
 
-SUITE = Suite("usage_prices", "usage_cells", "the price book", sample, EXPECTATIONS)
+SUITE = Suite("usage_prices", "usage_cells", "the price book", newest, prepared, EXPECTATIONS)

@@ -47,9 +47,8 @@ order by d.period_start desc, d.tenant, d.meter limit {SAMPLE}
 """
 
 
-def sample(platform: Platform) -> "pl.DataFrame | None":
+def newest(platform: Platform) -> "pl.DataFrame | None":
     """The newest days of the snapshot that the pointer names, opened from a copy as anybody would."""
-    import duckdb  # noqa: PLC0415
     import polars as pl  # noqa: PLC0415
 
     pointer = asyncio.run(read_pointer(platform.objects, platform.database))
@@ -57,15 +56,22 @@ def sample(platform: Platform) -> "pl.DataFrame | None":
         return None
     with tempfile.TemporaryDirectory(prefix="headrace-suite-") as folder:
         path = asyncio.run(fetch_latest(platform.objects, platform.database, Path(folder)))
-        connection = duckdb.connect(str(path), read_only=True)
-        try:
-            table = connection.sql(QUERY).to_arrow_table()
-        finally:
-            connection.close()
-    return prepared(pl.DataFrame(table), pointer.lake_version)
+        return rows_of(path).with_columns(pointers_version=pl.lit(pointer.lake_version))
 
 
-def prepared(rows: "pl.DataFrame", lake_version: int) -> "pl.DataFrame":
+def rows_of(path: Path) -> "pl.DataFrame":
+    """The newest days of a file."""
+    import duckdb  # noqa: PLC0415
+    import polars as pl  # noqa: PLC0415
+
+    connection = duckdb.connect(str(path), read_only=True)
+    try:
+        return pl.DataFrame(connection.sql(QUERY).to_arrow_table())
+    finally:
+        connection.close()
+
+
+def prepared(rows: "pl.DataFrame") -> "pl.DataFrame":
     """Rules over several columns as columns of `yes` and `no`. Pure."""
     import polars as pl  # noqa: PLC0415
 
@@ -76,7 +82,7 @@ def prepared(rows: "pl.DataFrame", lake_version: int) -> "pl.DataFrame":
             .then(pl.col("hours_quantity") == pl.col("days_quantity"))
             .otherwise(pl.col("elements_quantity").fill_null(0) == pl.col("quantity"))
         ),
-        shows_the_pointers_version=said(pl.col("lake_version") == str(lake_version)),
+        shows_the_pointers_version=said(pl.col("lake_version") == pl.col("pointers_version").cast(pl.String)),
     ).drop(
         "summable",
         "elements_quantity",
@@ -85,6 +91,7 @@ def prepared(rows: "pl.DataFrame", lake_version: int) -> "pl.DataFrame":
         "hours_quantity",
         "days_quantity",
         "lake_version",
+        "pointers_version",
     )
 
 
@@ -99,4 +106,4 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     holds("shows_the_pointers_version", "the pointer and the file's `meta` name one lake version"),
 )
 
-SUITE = Suite("usage_snapshot", "usage_snapshot", "the latest snapshot", sample, EXPECTATIONS)
+SUITE = Suite("usage_snapshot", "usage_snapshot", "the latest snapshot", newest, prepared, EXPECTATIONS)
