@@ -31,5 +31,10 @@ def test_no_dependency_runs_in_a_thread() -> None:
     calls = {each.call for route in routes() for each in below(route.dependant)}
     assert len(calls) > 20
     # Classes that only hold a query are left: their routes are rarely asked.
-    plain = {call for call in calls if inspect.isfunction(call) and not inspect.iscoroutinefunction(call)}
+    plain = {
+        call
+        for call in calls
+        if inspect.isfunction(call)
+        and not (inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call))
+    }
     assert plain == set()
