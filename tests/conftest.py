@@ -34,8 +34,9 @@ hypothesis.settings.register_profile("same", derandomize=True, **_PATIENT)  # ty
 hypothesis.settings.register_profile("explore", **_PATIENT)  # type: ignore[arg-type]
 hypothesis.settings.load_profile("same")
 
-SECOND_LANE = {"deploy", "e2e", "services"}
-"""Folders that take about half of the time of all."""
+SECOND_LANE = ("tests/deploy/", "tests/e2e/", "tests/services/")
+NOT_SECOND = ("tests/deploy/servers/",)
+"""So divided, each lane takes about half of the time of all."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,7 +58,7 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]
     that what one test leaves on a server cannot depend on chance."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "second" if nodeid.split("/")[1] in SECOND_LANE else "first"
+        return "second" if nodeid.startswith(SECOND_LANE) and not nodeid.startswith(NOT_SECOND) else "first"
 
 
 @pytest.hookimpl(optionalhook=True)
