@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from core.personal_data import Kind, places
 from core.topology import TOPICS
 from deploy.demo import oracle, sample
 from deploy.installation import load
 from deploy.provision import Programs
-from tests.e2e import pictures, traffic
+from deploy.session import operator
+from tests.e2e import holdings, pictures, traffic
 from tests.e2e.command import Command
 from tests.real_data import REPOSITORY, real_data
 from tests.servers import free_base
@@ -158,6 +160,16 @@ async def test_every_message_fits_the_asyncapi_document(headrace: Made) -> None:
     assert sent["version"] == 1
 
 
+async def test_the_data_map_names_all_that_the_servers_hold(headrace: Made) -> None:
+    installation = load(headrace.data)
+    headrace("quarantine", "list", "--json")  # a request is counted for a minute
+    keys = await holdings.keys(installation)
+    assert [key for key in keys if key.startswith("headrace:requests:")]
+    assert holdings.unmapped(keys) == []
+    assert await holdings.topics(installation) == places(Kind.TOPIC)
+    assert await holdings.buckets(installation) == places(Kind.BUCKET)
+
+
 if AZURE is not None:
 
     def test_a_real_trace_costs_what_is_known(headrace: Made, tmp_path: Path) -> None:
@@ -205,6 +217,22 @@ def test_the_pages_take_a_document_and_open_a_citation_at_its_place(
     assert {file.name for file in tmp_path.iterdir()} == {
         file.name for file in pictures.PICTURES.glob("*.png")
     }
+
+
+def test_what_was_done_is_in_the_lake_for_auditors(headrace: Made) -> None:
+    """By the sensor, the job and its blocking check; "in about two minutes" after the demo made the organisation."""
+    installation = load(headrace.data)
+    owner = operator(installation)
+    with owner.client():
+        tenant = owner.find_tenant("demo-sample")
+    assert tenant is not None
+    while not (found := holdings.audited(installation, tenant)):
+        time.sleep(1)
+    made = [row for row in found if row["action"] == "organization.create"]
+    assert made == [{"tenant": tenant, "action": "organization.create", "target": tenant, "fate": "counted"}]
+    while not holdings.ENDED.issuperset((checks := holdings.checked(installation)).values()):
+        time.sleep(1)
+    assert checks == {"complete": "SUCCEEDED"}
 
 
 def test_a_second_up_on_the_folder_is_refused(headrace: Made) -> None:
