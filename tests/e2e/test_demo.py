@@ -172,10 +172,13 @@ async def test_the_data_map_names_all_that_the_servers_hold(headrace: Made) -> N
 
 if AZURE is not None:
 
+    @pytest.mark.timeout(900)
     def test_a_real_trace_costs_what_is_known(headrace: Made, tmp_path: Path) -> None:
-        figures = demo(headrace, tmp_path, "--trace", str(AZURE))
-        assert figures["usage"]["counted"] == 17_638
-        assert figures["invoice"] == {"unrounded": "47.608895", "total": "47.61", "currency": "USD"}
+        """Twice on the real servers; the sample comes twice to both."""
+        for _ in range(2 if load(headrace.data).profile == "stack" else 1):
+            figures = demo(headrace, tmp_path, "--trace", str(AZURE))
+            assert figures["usage"]["counted"] == 17_638
+            assert figures["invoice"] == {"unrounded": "47.608895", "total": "47.61", "currency": "USD"}
 
 
 def test_what_was_not_counted_is_listed_with_its_reason(headrace: Made) -> None:
