@@ -75,4 +75,6 @@ def fold(rows: pl.DataFrame) -> pl.DataFrame:
     folded = rows.group_by([name for name in keys if name not in nothing]).agg(
         pl.col(summed).sum(), pl.col(latest).max()
     )
-    return folded.with_columns(pl.lit(None, pl.String).alias(name) for name in nothing)
+    # In one order, whatever was nothing: folds are put together.
+    whole = folded.with_columns(pl.lit(None, pl.String).alias(name) for name in nothing)
+    return whole.select(*keys, *summed, *latest)

@@ -89,6 +89,20 @@ def test_5_what_is_proven_goes_and_the_answer_is_written_down(site: Site) -> Non
     assert go(site).lows == {p: end for p, end in highs(site).items() if end > ends[p]}
 
 
+def test_objects_with_and_without_elements_are_proven_together(site: Site) -> None:
+    """A sum has none, and the columns of the two kinds of object come in one order."""
+    site.send([event(1), event(3)])
+    site.carry()
+    site.send([event(2).replace(b"llm.tokens.input", b"storage.peak"), event(5)])
+    site.carry()
+    site.send([event(7)])
+    site.carry()
+    assert site.sql("select count(*) from usage_element") == [(1,)]
+    done = go(site)
+    assert done.plan.refused == {}
+    assert sum(done.lows.values()) == 5
+
+
 def test_nothing_goes_before_the_safety_lag(site: Site) -> None:
     fill(site, slices=1)
     assert not is_due(site.lake(), site.eventlog, site.database, lag=DAY)
