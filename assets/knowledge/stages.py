@@ -229,7 +229,9 @@ async def _make_vectors(shop: Workshop, task: Task, done: Done) -> None:
         passages = await _needed(shop.shelf.passages(names), "passages")
         texts = [embedded_text(extract.text, passage) for passage in passages]
         vectors, new = await _vectors(shop, task, texts)
-        tokens = sum(shop.model.tokens([texts[i] for i in new])) if new else 0
+        # What is visible already was metered when it was made; another model of ours is no usage of theirs.
+        again = task.version == task.live_version
+        tokens = 0 if again or not new else sum(shop.model.tokens([texts[i] for i in new]))
         found = await shop.shelf.keep_embedded(names, vectors, tokens)
         done.made += 1
         done.embedded += len(new)

@@ -279,6 +279,14 @@ async def test_another_model_takes_over_once_its_index_is_complete(alone: Librar
     async def reconciled() -> Reconciled:
         return await asyncio.to_thread(reconcile, library.database, library.vectors, library.model)
 
+    async def metered() -> int:
+        ((count,),) = await library.sql(
+            "select count(*) from outbox where topic = 'usage.records' and convert_from(value, 'UTF8')::jsonb ->> 'tenant' = :tenant"
+        )
+        return int(count)
+
+    before = await metered()
+    assert before == 2
     library.model = NewerModel()
     try:
         assert [await library.count(document) for _, document, _ in keys] == [0, 0]
@@ -292,6 +300,7 @@ async def test_another_model_takes_over_once_its_index_is_complete(alone: Librar
         await library.run(keys[1])
         assert (await reconciled()).activated
         assert [await library.count(document) for _, document, _ in keys] == chunks
+        assert await metered() == before, "another model of ours is no usage of theirs"
         assert {document for document, *_ in await library.found("headgate")} == {key[1] for key in keys}
         assert not (await reconciled()).activated
     finally:
