@@ -101,8 +101,8 @@ class IdentityIndex:
                 held = self._slice
                 self.clear()
                 raise DamagedError(
-                    f"{error}, which reaches to slice {held}. It is made anew from the lake by the next run; "
-                    "`headrace replay run` reports what was counted twice meanwhile"
+                    f"{error}, which reaches to slice {held}. It is made anew from the lake by the next run. What was "
+                    "counted twice meanwhile `headrace replay run` reports for usage; audit events may stand there twice"
                 ) from error
 
     @classmethod

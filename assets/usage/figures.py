@@ -27,6 +27,9 @@ from assets.usage.transform import COUNTED, DUPLICATE, QUARANTINED, REJECTED
 from core.clock import now
 from core.lake import Lake
 from core.lake.read import scan
+from core.log import Logger
+
+_log = Logger("headrace.usage")
 
 FATES = {"counted": COUNTED, "duplicates": DUPLICATE, "quarantined": QUARANTINED, "rejected": REJECTED}
 """Names of the counts, and the fates they count."""
@@ -73,7 +76,19 @@ class Figures:
             last: last slice the asset holds, 0 for none.
             unaccounted: what went in less what came out.
             waiting: records that are not in the asset yet; those of later slices of `usage_events` where None.
+
+        Returns:
+            none where landed records that must be counted for them cannot be read: what the asset has done is done.
         """
+        try:
+            return self._of(first, last, unaccounted=unaccounted, waiting=waiting)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            _log.warn("figures of an asset are left out", error=type(error).__name__)
+            return {}
+
+    def _of(
+        self, first: int | None, last: int, *, unaccounted: int, waiting: int | None
+    ) -> dict[str, Number]:
         at, newest = now(), last_slice(self._lake, schema.EVENTS)
         carried = NOTHING if first is None else self.carried(first, last)
         held = self.carried(last, last) if first is None and last else carried

@@ -37,6 +37,8 @@ STREAMS = 1000
 sent checkpoints. Of the others only the slices are known that hold any of them."""
 FORGET = "30 days"
 """After so long no checkpoint comes any more that claims a record."""
+FORGET_REST = "1 day"
+"""The same for a stream that is not followed: its first checkpoint is judged by reading every slice that holds others."""
 
 STREAM = ("tenant", "producer", "incarnation")
 REST = ""
@@ -101,9 +103,9 @@ def reconcile(lake: Lake, database: DatabaseSettings, ends: Ends) -> Reconciled:
                 )
                 # By the log's own clock.
                 cursor.execute(
-                    "delete from usage_producer_slice where received < "
-                    "(select max(last_received) from usage_producer) - %s::interval",
-                    (FORGET,),
+                    "delete from usage_producer_slice where received < (select max(last_received) from usage_producer) "
+                    "- (case when producer = %s then %s else %s end)::interval",
+                    (REST, FORGET_REST, FORGET),
                 )
             _judge(cursor, lake, events, ends, done)
             cursor.execute(
@@ -240,7 +242,10 @@ def _note_claims(cursor: Any, claims: pl.DataFrame, ends: Ends) -> int:
         "slice, due, slices) select v.*, array("
         "  select s.slice from usage_producer_slice s "
         "  where ((s.tenant_id, s.producer, s.incarnation) = (v.tenant_id, v.producer, v.incarnation) "
-        f"  or (s.tenant_id, s.producer) = (v.tenant_id, '{REST}')) "
+        # A stream that has sent a checkpoint is followed: what the others' slices hold of it came before that.
+        f"  or ((s.tenant_id, s.producer) = (v.tenant_id, '{REST}') and s.received > v.received - interval '{FORGET_REST}' "
+        "    and not exists (select from usage_checkpoint k "
+        "      where (k.tenant_id, k.producer, k.incarnation) = (v.tenant_id, v.producer, v.incarnation)))) "
         "  and s.last_sequence >= v.first and s.first_sequence <= v.last "
         # What was claimed before is known by its checkpoint only.
         "  union select unnest(c.slices) from usage_checkpoint c "

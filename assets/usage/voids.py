@@ -67,7 +67,8 @@ def _places(names: pl.Series, number: int, index: IdentityIndex, winners: Winner
         "partition": pl.Series(winners.partition, dtype=pl.Int32),
         "offset": pl.Series(winners.offset, dtype=pl.Int64),
     }).join(each, on=["high", "low"], how="semi")  # fmt: skip
-    known = pl.concat([before, now])
+    # Of an identity that was counted twice, while the index was damaged, the void takes out the first.
+    known = pl.concat([before, now]).sort(PLACE).unique(["high", "low"], keep="first", maintain_order=True)
     return wanted.join(known, on=["high", "low"], how="left", maintain_order="left").select(PLACE)
 
 

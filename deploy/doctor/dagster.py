@@ -110,7 +110,7 @@ def advisory_checks(answer: Mapping[str, Any]) -> list[tuple[Sequence[str], str]
 def newest_executions(checks: Sequence[tuple[Sequence[str], str]]) -> str:
     """A query for their newest executions, `c0` for the first check. They run on clocks of their own, so mostly there is
     none of the latest materialization."""
-    each = "assetCheckExecutions(assetKey: {path: %s}, checkName: %s, limit: 5) { status evaluation { severity } }"
+    each = "assetCheckExecutions(assetKey: {path: %s}, checkName: %s, limit: 50) { status evaluation { severity } }"
     asked = (
         f"c{number}: {each % (json.dumps(path), json.dumps(name))}"
         for number, (path, name) in enumerate(checks)

@@ -327,7 +327,8 @@ def _short(identity: bytes) -> int:
 
 
 def _counted(record: Record) -> UsageEvent | VoidEvent | None:
-    """The record, where the slice will count it unless it is a repetition (or voids what never was)."""
+    """The record, where the slice will count it unless it is a repetition, voids what never was, or names an import
+    that was not declared so."""
     try:
         event = parse_record(record.value)
     except ContractError:

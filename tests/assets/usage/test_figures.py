@@ -80,6 +80,13 @@ def test_the_age_of_a_slice_is_that_of_its_first_record_its_freshness_that_of_it
         assert (said["lag seconds"], said["freshness seconds"]) == (1800.0, 1500.0)
 
 
+def test_a_lost_object_costs_figures_and_not_the_asset(lake: Lake, tmp_path: Path) -> None:
+    landed(lake, tmp_path, [event(1)])
+    (path,) = Path(lake.uri(schema.EVENTS)).glob("*.parquet")
+    path.unlink()
+    assert Figures(lake).of(None, 1, unaccounted=0) == {}
+
+
 def test_a_record_without_a_fate_shows_in_the_hours(lake: Lake, tmp_path: Path) -> None:
     landed(lake, tmp_path, MIXED)
     handle: Any = lake.open(schema.EVENTS)

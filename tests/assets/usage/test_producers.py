@@ -250,6 +250,24 @@ def test_a_thousand_and_one_lives_raise_no_alarm(
     assert query(empty, "select count(*) from usage_checkpoint where state <> 'complete'") == [(0,)]
 
 
+def test_only_the_first_claim_of_a_stream_looks_where_the_others_lie(
+    log: Log, empty: DatabaseSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look with many streams adds a slice of theirs: claims must not read ever more of them."""
+    monkeypatch.setattr(producers, "STREAMS", 1)
+    crowd = [event(n, incarnation=f"{life}") for life in ("a", "b", "c") for n in range(1, 5)]
+    ours = [event(n, incarnation="z") for n in range(1, 5)]
+    for number in range(4):
+        log.write([ours[number], *crowd[number::4], *([checkpoint(ours[:2])] if number == 1 else [])])
+        log.carry()
+    log.write([checkpoint(ours[2:])])
+    assert log.carry().open == 0
+    assert query(empty, "select state, cardinality(slices) from usage_checkpoint order by slice") == [
+        ("complete", 2),
+        ("complete", 2),
+    ]
+
+
 @pytest.mark.parametrize(
     "cause", [f"truncate {TABLES}", "update usage_reconciled set table_id = 'of another generation'"]
 )

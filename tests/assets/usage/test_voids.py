@@ -1,5 +1,6 @@
 """A void takes an event out of the sums, once, and never one of somebody else."""
 
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from assets.slices.runs import WIDTH, sections
 from assets.usage.asof import cells_as_of
 from assets.usage.evidence import evidence
 from assets.usage.folding import fold_full_blocks
@@ -127,6 +129,22 @@ def test_the_index_is_rebuilt_with_its_voids(tmp_path: Path) -> None:
     again = records([void(1), event(1)], start=2)
     land(lake, tmp_path / "other index", slice_of(again), [again])
     assert [fate for (fate,) in rows(lake, "fate")] == ["counted", "counted", "duplicate", "duplicate"]
+
+
+def test_an_event_that_was_counted_twice_is_voided_where_it_was_first(tmp_path: Path) -> None:
+    """A damaged index missed it, and was made anew from the lake. No later void may hold up everybody's landing."""
+    put(tmp_path, records([event(1), event(3)]))
+    (run,) = (tmp_path / "index").glob("run-*")
+    filter_bytes = WIDTH * sections(2)[0]
+    run.write_bytes(bytes(filter_bytes) + run.read_bytes()[filter_bytes:])
+    put(tmp_path, records([event(1)], start=2))
+    shutil.rmtree(tmp_path / "index")
+    lake = put(tmp_path, records([void(1)], start=3))
+    handle = lake.open(EVENTS)
+    assert handle is not None
+    found = pl.DataFrame(handle.to_pyarrow_table()).sort("offset")
+    assert found["fate"].to_list() == ["counted"] * 4
+    assert found.select("ref_slice", "ref_offset").row(-1) == (1, 0)
 
 
 def test_voids_of_many_slices_after_folding_and_compaction(tmp_path: Path) -> None:
