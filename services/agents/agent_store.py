@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.database import current_tenant
 from services.agents.model import AgentSpec
-from services.agents.store import WINDOW, Window, json_of, one, spec_of
+from services.agents.store import WINDOW, Window, one, spec_of
 
 
 class SlugTakenError(Exception):
@@ -184,7 +184,7 @@ async def _insert_version(
             "insert into agent_version (tenant_id, agent_id, version, spec, created_by)"
             " values (:tenant, :agent, :version, cast(:spec as jsonb), :by)"
         ),
-        {"tenant": current_tenant(), "agent": agent_id, "version": number, "spec": json_of(spec), "by": by},
+        {"tenant": current_tenant(), "agent": agent_id, "version": number, "spec": spec.stored(), "by": by},
     )
 
 

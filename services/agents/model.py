@@ -88,6 +88,14 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if unknown := sorted(self.approval.keys() - set(self.tools)):
             raise ValueError(f"`approval` names {', '.join(unknown)}, which `tools` does not list")
 
+    def stored(self) -> str:
+        """As JSON for the database. A field that came later is there only where it says something: an instance of the
+        version before, which refuses unknown fields, still reads all other specs."""
+        told = msgspec.structs.asdict(self)
+        if self.max_output_tokens is None:
+            del told["max_output_tokens"]
+        return msgspec.json.encode(told).decode()
+
 
 def stored_spec(document: str) -> AgentSpec | None:
     """The spec of a run's row; None where it cannot be read, which must end that run and nothing else."""

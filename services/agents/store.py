@@ -328,7 +328,7 @@ async def insert_run(
             "user": user_id,
             "agent": agent_id,
             "version": agent_version,
-            "spec": json_of(spec),
+            "spec": spec.stored(),
             "metadata": json_of(metadata),
             "traceparent": traceparent,
         },

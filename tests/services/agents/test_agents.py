@@ -2,8 +2,11 @@
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from core.contracts.audit import parse
+from core.database import Database
+from services.agents.model import AgentSpec
 from tests.services.agents.platform import Caller
 from tests.services.agents.test_conversations import records
 
@@ -32,6 +35,28 @@ async def test_a_change_is_a_version_that_runs_use_once_it_is_published(acme: Ca
     # A name is no version.
     renamed = await acme.call("PATCH", path, {"name": "Other"}, if_match="*")
     assert (renamed.json["name"], renamed.json["latest_version"]) == ("Other", 2)
+
+
+async def test_a_field_that_came_later_is_stored_only_where_it_says_something(
+    acme: Caller, system: Database
+) -> None:
+    """An instance of the version before refuses unknown fields: it could read neither the agent nor its runs."""
+    for slug, spec, told in (("plain", {}, None), ("limited", {"max_output_tokens": 7}, 7)):
+        made = await acme.agent(slug, **spec)
+        assert made["max_output_tokens"] == told
+        path = f"/api/v1/agents/{made['id']}"
+        assert (await acme.get(f"{path}/versions/1"))["spec"]["max_output_tokens"] == told
+        run = (await acme.post(f"{path}/runs", {"input": "steps=1"}, 202))["run_id"]
+        async with system.writer() as connection:
+            stored = await connection.scalars(
+                text(
+                    "select spec from agent_version where agent_id = :agent"
+                    " union all select spec from run where id = :run"
+                ),
+                {"agent": made["id"], "run": run},
+            )
+        fields = set(AgentSpec.__struct_fields__) - ({"max_output_tokens"} if told is None else set())
+        assert [set(one) for one in stored] == [fields, fields]
 
 
 async def test_a_change_needs_the_agent_as_it_is(acme: Caller) -> None:
