@@ -117,7 +117,7 @@ class Gateway:
                 400,
                 "ambiguous_path",
                 "Ambiguous path",
-                "The path holds dot segments or encoded slashes; send it in its plain form.",
+                "The path holds dot segments, encoded slashes or line feeds; send it in its plain form.",
             ) from None
         if route is None:
             raise from_status(404)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
+from urllib.parse import unquote_to_bytes
 
 Service = Literal["users", "billing", "agents", "memory", "ws", "relay"]
 
@@ -41,9 +42,10 @@ class Route:
         """Whether the request may make a model answer; ending an answer must work at the limit too."""
         if method != "POST":
             return False
+        path = unquote_to_bytes(raw_path)  # as the service reads it
         if self.tokens:
-            return not raw_path.endswith(b"/cancel")
-        return bool(self.runs) and raw_path.endswith(self.runs)
+            return not path.endswith(b"/cancel")
+        return bool(self.runs) and path.endswith(self.runs)
 
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -97,11 +99,12 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("/api/v1/dead-letters", "relay", ("GET", "POST"), max_body=16 * KIB, timeout=60.0),
 )
 
-_AMBIGUOUS: Final = re.compile(rb"%(?:2[eEfF]|5[cC]|00)|\\|/\.\.?(?:/|$)")
+# Routes of the services end before a last line feed, too.
+_AMBIGUOUS: Final = re.compile(rb"%(?:2[eEfF]|5[cC]|0[0aA])|\\|/\.\.?(?:/|$)")
 
 
 class AmbiguousPathError(ValueError):
-    """The path could mean another one to the next server: encoded slashes, dots, NUL, `..`."""
+    """The path could mean another one to the next server: encoded slashes, dots, NUL, line feeds, `..`."""
 
 
 class RouteTable:

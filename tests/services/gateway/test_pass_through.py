@@ -220,6 +220,7 @@ async def test_options_and_methods_come_from_the_table(
         ("/api/v1/usage/..", 400, "ambiguous_path"),
         ("/api/v1/usage/%00", 400, "ambiguous_path"),
         ("/api/v1/usage/a%5Cb", 400, "ambiguous_path"),
+        ("/api/v1/usage/a%0A", 400, "ambiguous_path"),
     ],
 )
 async def test_only_what_the_table_names_can_be_reached(

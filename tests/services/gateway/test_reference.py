@@ -99,11 +99,32 @@ def test_the_longest_prefix_wins() -> None:
     assert {path: row.prefix if row else None for path, row in found.items()} == {
         b"/a": "/a", b"/a/x": "/a", b"/a/b": "/a/b", b"/a/b/c": "/a/b", b"/a/bc": "/a/bc", b"/ab": None, b"/": None,
     }  # fmt: skip
-    for path in (b"/a/..", b"/a/../b", b"/a/.", b"/./a", b"/a%2fb", b"/a\\b"):
+    for path in (b"/a/..", b"/a/../b", b"/a/.", b"/./a", b"/a%2fb", b"/a\\b", b"/a%0A"):
         with pytest.raises(AmbiguousPathError):
             table.find(path)
     assert table.find(b"/a/...") is not None
     assert table.find(b"/a/.hidden") is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "uses"),
+    [
+        (b"/api/v1/agents/helper/runs", True),
+        (b"/api/v1/agents/helper/%72un%73", True),
+        (b"/api/v1/conversations/cnv_1/messages", True),
+        (b"/api/v1/conversations/cnv_1/message%73", True),
+        (b"/api/v1/conversations", False),
+        (b"/v1/chat/completions", True),
+        (b"/v1/responses/resp_1/cancel", False),
+        (b"/v1/responses/resp_1/cance%6C", False),
+    ],
+)
+def test_escapes_hide_no_call_of_a_model(path: bytes, uses: bool) -> None:
+    """Services read paths without their escapes."""
+    route = RouteTable().find(path)
+    assert route is not None
+    assert route.uses_tokens("POST", path) is uses
+    assert not route.uses_tokens("GET", path)
 
 
 @pytest.mark.parametrize(
