@@ -15,8 +15,8 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     hang             headers, then nothing
     empty            an answer without a word
     malformed        a tool call whose arguments are not JSON
-    held             as `slow`, which stands still after 10 words until the double is `released`; in Anthropic's
-                     shape after two
+    held             as `slow`, which stands still after 9 words until the double is `released`, for others by
+                     `PUT /control {"release": true}`; in Anthropic's shape after two
     slow             words every 30 ms; `slow=200` for 200 of them
     calls=NAME       a call of the tool NAME with `{"n": turn}`, then an answer; `calls=NAME:JSON` with
                      these arguments, `calls=NAME,NAME` several in one turn
@@ -117,7 +117,10 @@ class ProviderDouble:
         return web.json_response({"object": "list", "data": data, "model": body["model"], "usage": usage})
 
     async def _control(self, request: web.Request) -> web.Response:
-        self.next.extend((await request.json())["next"])
+        body = await request.json()
+        self.next.extend(body.get("next", ()))
+        if body.get("release"):
+            self.released.set()
         return web.json_response({"next": list(self.next)})
 
     async def _report(self, _: web.Request) -> web.Response:
