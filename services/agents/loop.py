@@ -215,7 +215,9 @@ class _Loop:
                         raise beyond
             response: ModelResponse = stream.response
             make_storable(response)
-            if response.finish_reason in (None, "error") or not (speech.text or response.tool_calls):
+            # At its limit of tokens, spent on thoughts, an answer may have no word: asked again it would end there again.
+            whole = response.finish_reason == "length" or speech.text or response.tool_calls
+            if response.finish_reason in (None, "error") or not whole:
                 raise cut(target.name)
             if response.finish_reason == "content_filter":
                 raise Failure(
@@ -242,7 +244,7 @@ class _Loop:
         saved = SavedTurn(
             turn=turn,
             model=target.name,
-            message=speech.message if speech.text else "",
+            message=speech.message if speech.text or not response.tool_calls else "",
             calls={call.tool_call_id: speech.call(call.tool_call_id) for call in response.tool_calls},
             tokens=tokens,
             cost=_cost(target, tokens),

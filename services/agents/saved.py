@@ -33,7 +33,7 @@ class SavedTurn(msgspec.Struct, frozen=True, tag="turn"):
     model: str
     """`provider/model` that answered."""
     message: str
-    """Id of its message; empty where it said nothing."""
+    """Id of its message; empty where it only called tools."""
     calls: dict[str, str]
     """The provider's id of each tool call to ours, which never changes again."""
     tokens: Tokens
@@ -85,7 +85,9 @@ class State:
         self.turns: list[SavedTurn] = []
         self.cuts: list[SavedCut] = []
         self.calls: dict[str, SavedCall] = {}
-        self.messages: list[ModelMessage] = [_message(one) for one in run.history]
+        # An answer without a word ended at its limit while the model thought: providers refuse empty messages.
+        said = [one for one in run.history if one.text or one.role != "assistant"]
+        self.messages: list[ModelMessage] = [_message(one) for one in said]
         self._input = _message(run.input)
         for checkpoint in run.checkpoints:
             self.add(restored(checkpoint))

@@ -12,6 +12,7 @@ What it does is chosen by the model's name, or for the next requests by `PUT /co
     bad-json         a stream with a line that is not JSON
     unreported       an answer without usage; `unreported=200` of 200 words
     long             an answer that ends at the limit of tokens
+    spent            the same without a word; `thinking:spent` after thoughts, which used the limit up
     hang             headers, then nothing
     empty            an answer without a word
     malformed        a tool call whose arguments are not JSON
@@ -144,14 +145,14 @@ class ProviderDouble:
         answer = told(body) if behaviour == "told" else self._answer(asked, behaviour)
         if not asked.stream:
             whole = chat.whole(asked, answer)
-            if behaviour == "long":
+            if behaviour in ("long", "spent"):
                 whole["choices"][0]["finish_reason"] = "length"
             return web.json_response(whole)
         seconds = TOKEN_SECONDS if behaviour.startswith(("slow", "held")) else self.word_seconds
         events = chat.stream(asked, answer, seconds)
         if behaviour == "half":
             events = replaced(events, b"HALF", b"\\ud83d")
-        if behaviour == "long":
+        if behaviour in ("long", "spent"):
             events = replaced(events, b'"finish_reason":"stop"', b'"finish_reason":"length"')
         return await self._stream(request, thinking(events) if thinks else events, behaviour)
 
@@ -169,7 +170,7 @@ class ProviderDouble:
         messages = schemas.messages_of(asked)
         name, _, detail = behaviour.partition("=")
         answered = messages[-1].role == "tool"
-        if name == "empty":
+        if name in ("empty", "spent"):
             return Reply()
         if name in ("slow", "held", "unreported"):
             return Reply(" ".join(f"word{n}" for n in range(int(detail or 20))))
@@ -287,7 +288,7 @@ class ProviderDouble:
             await send("content_block_stop", index=0)
         place = int(thinks)
         await send("content_block_start", index=place, content_block={"type": "text", "text": ""})
-        for word in ("Hello", " from", " the", " double."):
+        for word in () if behaviour == "spent" else ("Hello", " from", " the", " double."):
             await send("content_block_delta", index=place, delta={"type": "text_delta", "text": word})
             if behaviour == "held" and word == " from":
                 await self.released.wait()
@@ -298,7 +299,7 @@ class ProviderDouble:
         await send(
             "message_delta",
             delta={
-                "stop_reason": "max_tokens" if behaviour == "long" else "end_turn",
+                "stop_reason": "max_tokens" if behaviour in ("long", "spent") else "end_turn",
                 "stop_sequence": None,
             },
             usage={"output_tokens": 7},

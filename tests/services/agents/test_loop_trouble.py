@@ -1,11 +1,14 @@
 """Every misbehaviour of a provider: retried, answered by another model, or failed with its code; and what is owed."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from services.agents.model import Role, StoredMessage
 from services.agents.tools import Tools
 from services.agents.tools.calculator import CALCULATOR
 from tests.services.agents.loop_support import Arena, Notebook, arena, assembled, check_answer, resumed, until
@@ -112,6 +115,30 @@ async def test_an_answer_that_ends_at_the_models_limit_says_so_after_a_takeover_
     journal, outcome = await stage.ask("Who are you?", model=model.replace("long", "answer"))
     assert "incomplete" not in check_answer(journal, outcome)
     assert outcome.error_code == ""
+
+
+@pytest.mark.parametrize("model", ["double/spent", "double/thinking:spent", "claude/thinking:spent"])
+async def test_an_answer_whose_limit_went_to_thoughts_is_empty_incomplete_and_asked_for_once(
+    stage: Arena, model: str
+) -> None:
+    spec: dict[str, Any] = {"model": model, "fallbacks": ("double/answer",), "max_output_tokens": 2}
+    journal, outcome = await stage.ask("Who are you?", **spec)
+    assert check_answer(journal, outcome)["incomplete"] is True
+    assert (outcome.text, outcome.error_code) == ("", "max_output_tokens")
+    assert outcome.message_id, "it has no place in the conversation"
+    assert stage.last is not None
+    again = Notebook(earlier=journal)
+    outcome = await stage.execute(resumed(stage.last, journal), again)
+    assert check_answer(again, outcome)["incomplete"] is True
+    assert len(stage.double.requests) == 1
+
+
+async def test_an_empty_answer_is_not_said_to_the_model_again(stage: Arena) -> None:
+    said: list[tuple[Role, str]] = [("user", "One"), ("assistant", ""), ("user", "Two"), ("assistant", "Aye")]
+    history = tuple(StoredMessage(f"msg_{n}", role, words) for n, (role, words) in enumerate(said))
+    _, outcome = await stage.ask("Three", model="double/told", history=history)
+    told = [tuple(one) for one in json.loads(outcome.text)["messages"] if one[0] != "system"]
+    assert told == [said[0], *said[2:], ("user", "Three")]
 
 
 async def test_retry_after_is_waited_for_and_not_longer_than_we_like(stage: Arena) -> None:

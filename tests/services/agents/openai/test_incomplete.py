@@ -43,6 +43,21 @@ async def test_a_response_is_incomplete_streamed_read_and_followed(
     assert (full.status, full.incomplete_details) == ("completed", None)
 
 
+async def test_an_answer_whose_limit_went_to_thoughts_is_empty_and_incomplete(
+    platform: Platform, client: AsyncOpenAI, key: str
+) -> None:
+    await make_agent(platform, key, "spent", "double/thinking:spent")
+    chat = await client.chat.completions.create(model="agent:spent", messages=ASK)
+    assert (chat.choices[0].finish_reason, chat.choices[0].message.content) == ("length", "")
+    stream = await client.chat.completions.create(model="agent:spent", messages=ASK, stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert [one.choices[0].finish_reason for one in chunks if one.choices][-1] == "length"
+    whole = await client.responses.create(model="agent:spent", input="Tell me a tale")
+    assert (whole.status, whole.output_text) == ("incomplete", "")
+    further = await client.responses.create(model="agent:spent", input="Go on", previous_response_id=whole.id)
+    assert further.status == "incomplete"
+
+
 async def _run(platform: Platform, key: str, run: str) -> tuple[Any, ...]:
     async with (
         aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http,
