@@ -48,6 +48,7 @@ class Call:
         self._limit: Decision | None = None
         self._tokens: Decision | None = None
         self._window = ""
+        self._asked = False
         self._status = 0
 
     async def run(self) -> None:
@@ -61,15 +62,15 @@ class Call:
             if exchange is not None:
                 await exchange.run()
         except CallerGoneError:
+            await self._take_back()
             self._status = 499
         except Exception as error:
             # The last place that can answer; a raw exception would become uvicorn's plain 500.
             if exchange is not None and exchange.started:
                 _LOG.warn("the answer broke off", request=self._id, error=type(error).__name__)
             else:
-                problem = from_exception(error)
-                await self._take_back(problem, passed_on=exchange is not None)
-                await self._refuse(problem)
+                await self._take_back()
+                await self._refuse(from_exception(error))
         finally:
             name = self._route.prefix if self._route is not None else UNMATCHED
             self._gateway.observe(name, self._status or 499, time.perf_counter() - self._began)
@@ -106,7 +107,7 @@ class Call:
             limit = principal.requests_per_minute or LIMIT_WITHOUT_PLAN
             await self._admit(window_name(principal.tenant_id, principal.subject), limit)
             if route.uses_tokens(method, scope["raw_path"]):
-                await self._admit_tokens(route, principal, length, added)
+                await self._admit_tokens(route, principal, length)
         if length and int(length) > route.max_body:
             raise too_large(route.max_body)
         return Exchange(
@@ -117,6 +118,7 @@ class Call:
             client=gateway.client(route),
             breaker=gateway.breaker(route),
             added=added,
+            on_ask=self._on_ask,
             on_answer=self._on_answer,
         )
 
@@ -155,7 +157,7 @@ class Call:
         if not decision.allowed:
             raise rate_limited(decision)  # with headers of the limit, which stand on every answer
 
-    async def _admit_tokens(self, route: Route, principal: Principal, length: bytes, added: Headers) -> None:
+    async def _admit_tokens(self, route: Route, principal: Principal, length: bytes) -> None:
         """Count what the call will use at least; agents puts it right when it knows. Of a run it counts all when
         that ends."""
         cost = 1
@@ -166,12 +168,16 @@ class Call:
         self._tokens = decision = await self._gateway.tokens.take(name, limit, cost)
         if not decision.allowed:
             raise tokens_limited(decision)  # with headers, as above
-        if route.tokens:
-            added.append((RESERVED.encode(), b"%d" % decision.taken))
 
-    async def _take_back(self, problem: Problem, *, passed_on: bool) -> None:
+    def _on_ask(self) -> Headers:
+        self._asked = True
+        if self._tokens is None or self._route is None or not self._route.tokens:
+            return []
+        return [(RESERVED.encode(), b"%d" % self._tokens.taken)]
+
+    async def _take_back(self) -> None:
         """The tokens of a call that agents never had; what it had, it settles."""
-        if self._tokens is not None and (not passed_on or problem.code == "unavailable"):
+        if self._tokens is not None and not self._asked:
             await self._gateway.window.settle(self._window, -self._tokens.taken)
 
     def _on_answer(self, status: int) -> Headers:

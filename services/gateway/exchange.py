@@ -36,6 +36,7 @@ class Exchange:
     Args:
         client: connections to the service.
         added: headers for the service (principal, ids).
+        on_ask: called before the first byte goes to the service, or never; returns headers to add for it.
         on_answer: called with the status before the first byte goes back; returns headers to add.
             What it raises is raised by `run`, and nothing was sent.
     """
@@ -50,10 +51,12 @@ class Exchange:
         client: Client,
         breaker: Breaker,
         added: Headers,
+        on_ask: Callable[[], Headers],
         on_answer: Callable[[int], Headers],
     ) -> None:
         self._scope, self._receive, self._send = scope, receive, send
-        self._route, self._client, self._added, self._on_answer = route, client, added, on_answer
+        self._route, self._client, self._added = route, client, added
+        self._on_ask, self._on_answer = on_ask, on_answer
         self._breaker = breaker
         self._task = asyncio.current_task()
         self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
@@ -110,7 +113,7 @@ class Exchange:
             raise too_large(self._route.max_body)
         self._watch = self._client.loop.call_later(_WATCH_AFTER, self._begin_watch)
         self._breaker.check()
-        connection = await self._ask(method, self._head(method, first), first)
+        connection = await self._ask(method, first)
         self._breaker.succeeded()
         headers = response_headers(connection.headers)
         status = connection.status
@@ -127,7 +130,7 @@ class Exchange:
                 return
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
-    async def _ask(self, method: str, head: bytes, first: bytes) -> Connection:
+    async def _ask(self, method: str, first: bytes) -> Connection:
         """Write the request and wait for the head of its answer.
 
         A connection that was kept may have been closed by the service in the same moment. Where nothing
@@ -135,6 +138,8 @@ class Exchange:
         """
         timeout, whole = self._route.timeout, self._body_complete
         connection = self._connection = await self._client.take(timeout)
+        self._added += self._on_ask()
+        head = self._head(method, first)
         while True:
             try:
                 if whole:

@@ -33,18 +33,19 @@ class Route:
     """Seconds the service may be silent: before its answer, and between two pieces of it."""
     per_address: int = 0
     """Requests a minute from one client address; 0 for no such limit."""
-    tokens: bool = False
-    """Calls of a model: they share the tokens a minute of the caller's organisation."""
+    tokens: tuple[bytes, ...] = ()
+    """Paths whose POST calls a model, named one by one: agents settles what is counted for these, and for no other.
+    They share the tokens a minute of the caller's organisation."""
     runs: bytes = b""
     """How paths below it end whose POST starts a run: one token must be left for it."""
 
     def uses_tokens(self, method: str, raw_path: bytes) -> bool:
-        """Whether the request may make a model answer; ending an answer must work at the limit too."""
+        """Whether the request may make a model answer."""
         if method != "POST":
             return False
         path = unquote_to_bytes(raw_path)  # as the service reads it
         if self.tokens:
-            return not path.endswith(b"/cancel")
+            return path in self.tokens
         return bool(self.runs) and path.endswith(self.runs)
 
 
@@ -74,7 +75,13 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("/api/v1/prices", "billing", ("GET",), metered=False),
     Route("/api/v1/billing", "billing", metered=False),
     # A model may think for minutes before it says a word; a stream of ours is never silent for long.
-    Route("/v1", "agents", max_body=32 * MIB, timeout=600.0, tokens=True),
+    Route(
+        "/v1",
+        "agents",
+        max_body=32 * MIB,
+        timeout=600.0,
+        tokens=(b"/v1/chat/completions", b"/v1/embeddings", b"/v1/responses"),
+    ),
     Route("/v1/models", "agents", ("GET",)),
     Route("/api/v1/agents", "agents", max_body=MIB, timeout=60.0, runs=b"/runs"),
     Route("/api/v1/conversations", "agents", max_body=64 * MIB, timeout=60.0, runs=b"/messages"),

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from core.cache import open_cache
 from core.settings import CacheSettings
@@ -13,7 +14,7 @@ from services.common.limits import Limiter
 from services.common.token_window import PREFIX, TokenWindow
 from services.gateway.call import GUESSES
 from tests.servers import free_port, running
-from tests.services.gateway.conftest import Running, bearing, gateway_component, new_key
+from tests.services.gateway.conftest import Running, bearing, connection, gateway_component, new_key
 from tests.services.gateway.upstream import Upstream
 
 ME = "/api/v1/me"
@@ -234,3 +235,24 @@ async def test_calls_of_models_are_limited_by_tokens(
         assert (await answer.json(content_type=None))["code"] == "unavailable"
     async with http.post(f"{gateway.address}/v1/responses/resp_1/cancel", headers=bearing(key)) as answer:
         assert (await answer.json())["error"]["code"] == "unavailable"
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_call_whose_body_never_comes_uses_no_tokens(
+    impatient: Running, valkey: CacheSettings, leaves: bool
+) -> None:
+    key = new_key(per_minute=10)
+    name = f"{PREFIX}tenant:org_{key.split('_')[2]}"
+    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 4000\r\n\r\n"
+
+    async def becomes(tokens: int) -> None:
+        async with open_cache(valkey) as cache, asyncio.timeout(10):
+            while sum(map(int, (await cache.hgetall(name)).values())) != tokens:  # noqa: ASYNC110 - it asks the cache
+                await asyncio.sleep(0.02)
+
+    async with connection(impatient.port) as (reader, writer):
+        writer.write(head.encode())
+        await becomes(1001)
+        if not leaves:
+            assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 408 ")
+    await becomes(0)

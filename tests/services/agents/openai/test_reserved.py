@@ -5,10 +5,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+from fastapi.routing import APIRoute
 
 from core.cache import open_cache
 from core.settings import CacheSettings
+from services.agents.openai import routes
 from services.common.token_window import PREFIX
+from services.gateway.routes import ROUTES
 from tests.services.agents.openai.conftest import Platform
 
 LONG = "Tell me. " * 50
@@ -41,6 +44,16 @@ class Window:
                     return
                 await asyncio.sleep(0.05)
         assert used == tokens
+
+
+def test_the_gateway_counts_for_calls_that_settle_and_for_no_other() -> None:
+    settling = {
+        one.path.encode()
+        for one in routes.router.routes
+        if isinstance(one, APIRoute)
+        and any(needed.call is routes._reservation for needed in one.dependant.dependencies)
+    }
+    assert settling == {path for row in ROUTES for path in row.tokens}
 
 
 @pytest.mark.parametrize(("path", "body", "status"), REFUSED)
