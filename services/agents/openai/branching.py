@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.agents import leases, store
@@ -29,7 +30,8 @@ async def behind(connection: AsyncConnection, viewer: Viewer, run_id: str) -> Pl
     """The place behind a run. Its conversation is locked, so that of two who go on behind it one is the first.
 
     Raises:
-        Problem: 404; 409 `previous_response_open` where its answer is not there to be copied.
+        Problem: 404; 409 `previous_response_open` where its answer is not there to be copied, or
+            `previous_response_unreadable` where what was said cannot be read.
     """
     seen = await store.run(connection, viewer, run_id)
     there = seen and await store.conversation(connection, viewer, seen.conversation_id, lock=True)
@@ -55,5 +57,14 @@ async def behind(connection: AsyncConnection, viewer: Viewer, run_id: str) -> Pl
             "Another response goes on behind this one already; wait for its end to go on behind it once more.",
             headers={"x-should-retry": "false"},
         )
-    said = await leases.history(connection, found.tenant_id, there.id, row.turn + 1)
+    try:
+        said = await leases.history(connection, found.tenant_id, there.id, row.turn + 1)
+    except msgspec.MsgspecError:
+        raise Problem(
+            409,
+            "previous_response_unreadable",
+            "The conversation cannot be read",
+            "What was said up to this response cannot be read; begin anew, without previous_response_id.",
+            headers={"x-should-retry": "false"},
+        ) from None
     return Place(None, there.user_id, there.title, said)

@@ -7,8 +7,10 @@ import aiohttp
 import openai
 import orjson
 import pytest
+import sqlalchemy
 from openai import AsyncOpenAI
 
+from core.database import Database
 from tests.services.agents.openai.conftest import Platform
 from tests.services.agents.openai.test_sdk import make_agent
 
@@ -104,6 +106,24 @@ async def test_two_responses_behind_one_do_not_hear_of_each_other(
     # Once more behind the first, deep in a conversation that went on.
     again = await go_on(elsewhere, "Again", first.id)
     assert told(again.output_text) == [*before, ("user", "Again")]
+
+
+async def test_what_cannot_be_read_is_not_copied(platform: Platform, client: AsyncOpenAI, key: str) -> None:
+    """What a newer version stored, or a hand changed: the caller is told, and no instance's error."""
+    first = await client.responses.create(model="double/slow=2", input="One")
+    await client.responses.create(model="double/slow=2", input="Two", previous_response_id=first.id)
+    database = Database(platform.database, role="system")
+    async with database.writer() as connection:
+        await connection.execute(
+            sqlalchemy.text(
+                "update message set citations = '[7]' where run_id = :run and role = 'assistant'"
+            ),
+            {"run": first.id.replace("resp_", "run_")},
+        )
+    await database.close()
+    with pytest.raises(openai.ConflictError) as unreadable:
+        await client.responses.create(model="double/slow=2", input="Three", previous_response_id=first.id)
+    assert unreadable.value.code == "previous_response_unreadable"
 
 
 async def test_what_has_not_ended_is_not_copied(client: AsyncOpenAI) -> None:
