@@ -14,7 +14,7 @@ from services.common.errors import Problem, document, from_exception, from_statu
 from services.common.limits import LIMIT_WITHOUT_PLAN, Decision, rate_limited, tokens_limited
 from services.common.observe import UNMATCHED, request_id
 from services.common.principal import HEADER, Principal
-from services.common.token_window import RESERVED, window_name
+from services.common.token_window import NOTHING, RESERVED, Counted, window_name
 from services.gateway.exchange import CallerGoneError, Exchange
 from services.gateway.headers import Headers
 from services.gateway.routes import Route
@@ -48,6 +48,7 @@ class Call:
         self._limit: Decision | None = None
         self._tokens: Decision | None = None
         self._window = ""
+        self._counted = NOTHING
         self._asked = False
         self._status = 0
 
@@ -166,6 +167,7 @@ class Call:
         limit = tokens_per_minute(principal.plan, principal.requests_per_minute)
         name = self._window = window_name(principal.tenant_id, principal.subject)
         self._tokens = decision = await self._gateway.tokens.take(name, limit, cost)
+        self._counted = Counted(decision.taken, time.monotonic())
         if not decision.allowed:
             raise tokens_limited(decision)  # with headers, as above
 
@@ -173,12 +175,12 @@ class Call:
         self._asked = True
         if self._tokens is None or self._route is None or not self._route.tokens:
             return []
-        return [(RESERVED.encode(), b"%d" % self._tokens.taken)]
+        return [(RESERVED.encode(), self._counted.header())]
 
     async def _take_back(self) -> None:
         """The tokens of a call that agents never had; what it had, it settles."""
-        if self._tokens is not None and not self._asked:
-            await self._gateway.window.settle(self._window, -self._tokens.taken)
+        if not self._asked:
+            await self._gateway.window.settle(self._window, 0, self._counted)
 
     def _on_answer(self, status: int) -> Headers:
         """Counts the request (an answer that is not counted is not given) and makes our headers."""

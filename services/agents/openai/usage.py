@@ -22,7 +22,7 @@ from services.agents.providers.model import Target
 from services.common.errors import Problem
 from services.common.principal import Principal
 from services.common.spool import Courier, Spool, lines_of
-from services.common.token_window import TokenWindow, window_name
+from services.common.token_window import NOTHING, Counted, TokenWindow, window_name
 
 CONSUMER: Final = "agents.spool"
 SEND_SECONDS: Final = 0.25
@@ -86,9 +86,9 @@ class UsageWriter:
         tokens: Tokens,
         *,
         embedding: bool = False,
-        reserved: int = 0,
+        reserved: Counted = NOTHING,
     ) -> None:
-        """Keep the records of one call, and count what it used beyond what was `reserved`.
+        """Keep the records of one call, and count what it used in place of what was `reserved`.
 
         A kill does not lose them any more; after `sync` a loss of power does not either.
 
@@ -96,7 +96,7 @@ class UsageWriter:
             Problem: 503 `meter_unavailable`, where the disk takes nothing: the call must not be answered.
         """
         name = window_name(principal.tenant_id, principal.subject)
-        self._begin(self._window.settle(name, tokens.input + tokens.output - reserved))
+        self._begin(self._window.settle(name, tokens.input + tokens.output, reserved))
         records = records_of(call_id, principal, target, tokens, embedding=embedding)
         if not records:
             return
@@ -113,9 +113,9 @@ class UsageWriter:
         except OSError as error:
             raise _not_kept(error) from error
 
-    def release(self, principal: Principal, reserved: int) -> None:
+    def release(self, principal: Principal, reserved: Counted) -> None:
         """Give back what was counted for a call that a run accounts for, or that came to nothing."""
-        self._begin(self._window.settle(window_name(principal.tenant_id, principal.subject), -reserved))
+        self._begin(self._window.settle(window_name(principal.tenant_id, principal.subject), 0, reserved))
 
     async def check(self) -> None:
         """Readiness. Raises: OSError."""
@@ -149,12 +149,12 @@ class Reservation:
 
     usage: UsageWriter
     principal: Principal
-    tokens: int
+    counted: Counted
 
-    def take(self) -> int:
+    def take(self) -> Counted:
         """Them, for the one who settles them; nothing is left for another."""
-        tokens, self.tokens = self.tokens, 0
-        return tokens
+        counted, self.counted = self.counted, NOTHING
+        return counted
 
     def release(self) -> None:
         """Give back what nobody took."""

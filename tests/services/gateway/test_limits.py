@@ -1,6 +1,7 @@
 """N requests in any minute, counted once for all gateways."""
 
 import asyncio
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from core.cache import open_cache
 from core.settings import CacheSettings
 from services.common import browser_address
 from services.common.limits import Limiter
-from services.common.token_window import PREFIX, TokenWindow
+from services.common.token_window import PREFIX, Counted, TokenWindow, reserved
 from services.gateway.call import GUESSES
 from tests.servers import free_port, running
 from tests.services.gateway.conftest import Running, bearing, connection, gateway_component, new_key
@@ -193,6 +194,31 @@ async def test_tokens_are_shared_and_put_right(valkey: CacheSettings) -> None:
         assert left[-1].retry_after >= 1
         await window.settle(name, -1000)
         assert (await Limiter(cache, prefix=PREFIX).take(name, 6000, 60)).allowed, "what was not used is back"
+
+
+async def test_what_was_counted_is_taken_back_where_it_stands(valkey: CacheSettings) -> None:
+    """In another second it would be missing once its own has left the minute."""
+    async with open_cache(valkey) as cache:
+        window, name = TokenWindow(cache), new_key()
+        now, _ = await cache.time()
+        for age in (30, 45):
+            await cache.hset(PREFIX + name, str(now - age), "1000")
+        await window.settle(name, 7, Counted(600, time.monotonic() - 30))
+        await window.settle(name, 0, reserved(Counted(1000, time.monotonic() - 45).header().decode()))
+        await window.settle(name, 0, Counted(500, time.monotonic() - 600))  # it has left long ago
+        held = {
+            now - int(second): int(tokens) for second, tokens in (await cache.hgetall(PREFIX + name)).items()
+        }
+    recent, earlier, first = (
+        sum(tokens for age, tokens in held.items() if low <= age < high)
+        for low, high in ((-60, 25), (25, 40), (40, 1000))
+    )
+    assert (recent, earlier, first) == (7, 400, 0)
+
+
+def test_a_reservation_that_is_none_counts_nothing() -> None:
+    assert [reserved(one).tokens for one in (None, "", "5", "5;x", "-5;1", "5;1;1", "5;-1")] == [0] * 7
+    assert reserved("5;1").tokens == 5
 
 
 async def test_tokens_cost_a_round_trip_per_block(valkey: CacheSettings) -> None:
