@@ -249,15 +249,15 @@ class _Running:
                 outcome = await self._until_ended(context, journal)
                 if outcome is None:
                     return
-                if self._settle is not None:
-                    used = outcome.totals.tokens - claimed.totals.tokens
-                    await self._settle(window_name(identity.tenant_id, identity.user), used)
                 await self._end(journal, outcome)
             except FencedError:
                 self.unfinished = False
                 _log.info("run is another's now", run=identity.run_id, epoch=identity.epoch)
             else:
                 self.unfinished = False
+                if self._settle is not None:  # only now: where the run was another's, that one tells it
+                    used = outcome.totals.tokens - claimed.totals.tokens
+                    await self._settle(window_name(identity.tenant_id, identity.user), used)
                 if outcome.status == "waiting":
                     _log.info("run waits for a person", run=identity.run_id, seq=journal.seq)
                     return

@@ -210,10 +210,12 @@ async def test_one_that_is_cancelled_between_its_question_and_its_end_leaves_no_
 
 async def test_tokens_are_counted_when_a_run_waits_and_once(arena: Arena, asker: Asker) -> None:
     counted: list[int] = []
+    told = asyncio.Event()
 
     async def settle(name: str, tokens: int) -> None:
         assert name == f"tenant:{asker.tenant_id}"
         counted.append(tokens)
+        told.set()
 
     async def more(context: RunContext, journal: Journal) -> Outcome:
         outcome = await execute(context, journal)
@@ -222,6 +224,7 @@ async def test_tokens_are_counted_when_a_run_waits_and_once(arena: Arena, asker:
     run = (await asker.ask("x")).run_id
     async with in_process(arena, more, settle=settle):
         question = await asked(asker, run)
+        await asyncio.wait_for(told.wait(), 10)  # a moment after the row says so
         assert counted == [7], "whoever cancels it now leaves nothing uncounted"
         await asker.decide(question, "approve")
         await ended(asker, run)

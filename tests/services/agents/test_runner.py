@@ -13,6 +13,7 @@ import pytest
 from msgspec import Raw
 from msgspec.structs import replace
 
+from core.contracts.run_events import Totals
 from services.agents import schemas
 from services.agents.handlers import Conversations
 from services.agents.journal import Journal
@@ -288,6 +289,32 @@ async def test_a_run_that_ends_without_its_loop_tells_what_it_used(arena: Arena,
     assert told["usage"] == {
         "input": 55, "output": 22, "cached": 30, "reasoning": 1, "requests": 2, "tool_calls": 0,
     }  # fmt: skip
+
+
+async def test_a_run_that_another_takes_over_at_its_end_is_counted_by_that_one(
+    arena: Arena, asker: Asker
+) -> None:
+    async def overtaken(context: RunContext, journal: Journal) -> Outcome:
+        outcome = await execute(context, journal)
+        await asker.execute(
+            "update run set epoch = epoch + 1, lease_until = now() + interval '1 hour' where id = :run",
+            run=run,
+        )
+        return replace(outcome, totals=Totals(9, 4))
+
+    counted: list[int] = []
+
+    async def settle(_: str, tokens: int) -> None:
+        counted.append(tokens)
+
+    run = (await asker.ask("steps=1")).run_id
+    async with in_process(arena, overtaken, settle=settle) as runner:
+
+        async def left() -> bool:
+            return (await asker.runs())[run].epoch == 2 and not runner.in_flight
+
+        await until(left)
+    assert counted == []
 
 
 async def test_a_loop_that_fails_fails_its_run_only(arena: Arena, asker: Asker) -> None:
