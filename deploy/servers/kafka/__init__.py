@@ -60,7 +60,8 @@ def kafka(data: Path, port: int, controller_port: int, *, java: Path, jars: Path
         address=f"127.0.0.1:{port}",
         prepare=prepare,
         ready=lambda: answers(port),
-        stop_grace=15,
+        # A controlled shutdown writes its logs out: on two busy cores that took longer than 15 s once.
+        stop_grace=30,
     )  # fmt: skip
 
 
