@@ -19,6 +19,13 @@ SUMS: Final = "hours and days add up to the same quantities"
 ELEMENTS: Final = "what cannot be added up stands for every event of its cells"
 GATE: Final = "what landed passes the gate before publication"
 PERIOD: Final = "hours and days of the period hold the same events and quantities"
+NOBODYS: Final = """
+select c.tenant_id, sum(c.events)::bigint, min(c.period_start), max(c.period_start) from usage_cell c
+where c.grain = 'hour' and c.events <> 0 and not exists (select 1 from organisation o where o.id = c.tenant_id)
+group by c.tenant_id order by 2 desc, 1
+"""
+"""Usage of organisations that do not exist, most events first (role `system`): organisation, events, first and last
+hour. Voided events count no more."""
 
 
 async def conservation(

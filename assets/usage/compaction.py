@@ -22,20 +22,20 @@ def compact_events(lake: Lake, database: DatabaseSettings) -> Compacted:
 
     What is lost or changed stays as it is, beside its neighbours, and is noted as the scrub notes it.
     """
-    with suppress(
-        ObjectProblemError
-    ):  # gone before it was recorded: the scrub names it, the others are recorded
+    # Gone before it was recorded: the scrub names it, the others are recorded.
+    with suppress(ObjectProblemError):
         record(lake, database)
     before = {each.path: each for each in known(lake, database)}
     hashes = {path: each.sha256 for path, each in before.items()}
     done = compact(lake, schema.EVENTS, order=schema.ORDERS[schema.EVENTS], hashes=hashes)
     with suppress(ObjectProblemError):
         record(lake, database)
-    connection = psycopg2.connect(libpq_dsn(database, "system"))
-    try:
-        with connection, connection.cursor() as cursor:
-            for path in done.broken:
-                look(cursor, lake, before[path])
-    finally:
-        connection.close()
+    if done.broken:
+        connection = psycopg2.connect(libpq_dsn(database, "system"))
+        try:
+            with connection, connection.cursor() as cursor:
+                for path in done.broken:
+                    look(cursor, lake, before[path])
+        finally:
+            connection.close()
     return done

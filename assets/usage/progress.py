@@ -5,7 +5,7 @@ from typing import Any
 
 import psycopg2
 
-from assets.slices.progress import IncidentError, landed_from, last_slice, next_slice, position_name
+from assets.slices.progress import IncidentError, landed_from, landed_offsets, last_slice, next_slice
 from core.database.urls import libpq_dsn
 from core.lake import Lake
 from core.settings import DatabaseSettings
@@ -37,14 +37,8 @@ def not_landed(lake: Lake, topic_id: str, ends: Mapping[int, int], reached: Mapp
         ends: next offset of each partition of the log.
         reached: next offset that is to land, where the caller knows it; of others the table is asked.
     """
-    handle = lake.open("usage_events")
-    waiting = 0
-    for partition, end in ends.items():
-        begin = reached.get(partition)
-        if begin is None and handle is not None:
-            begin = handle.transaction_version(position_name(topic_id, partition))
-        waiting += max(0, end - (begin or 0))
-    return waiting
+    begins = landed_offsets(lake.open("usage_events"), topic_id, max(ends, default=-1) + 1) | dict(reached)
+    return sum(max(0, end - begins[partition]) for partition, end in ends.items())
 
 
 def published_slice(database: DatabaseSettings) -> int:

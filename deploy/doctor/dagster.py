@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deploy.dagster_web import ask, cause, location_trouble
-from deploy.doctor.finding import Finding, Level
+from deploy.doctor.finding import Finding, Level, few
 from deploy.installation import Installation
 
 LATELY_SECONDS = 3600.0
@@ -143,9 +143,8 @@ def failed_runs(answer: Mapping[str, Any]) -> Iterator[Finding]:
         if {"key": "dagster/will_retry", "value": "true"} not in run["tags"]
     ]
     if lost:
-        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
         yield Finding(
-            "dagster runs", Level.WARN, f"failed in the last hour: {', '.join(lost[:SHOWN])}{more}",
+            "dagster runs", Level.WARN, f"failed in the last hour: {few(lost, SHOWN)}",
             "the sensors ask again by themselves; `headrace logs dagster-code` says why each failed",
         )  # fmt: skip
     else:

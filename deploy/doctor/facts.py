@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from core.settings import DatabaseSettings
-from deploy.doctor.finding import Finding, Level
+from deploy.doctor.finding import Finding, Level, few
 from deploy.installation import Installation
 from deploy.session import settings_of
 
@@ -45,5 +45,4 @@ def senders(installation: Installation) -> Iterator[Finding]:
 
 
 def _some(found: Sequence[str]) -> str:
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return "; ".join(found[:SHOWN]) + more
+    return few(found, SHOWN, joint="; ", last="; and ")

@@ -1,7 +1,14 @@
 """The answer of one check."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+
+def few(texts: Sequence[str], most: int, *, joint: str = ", ", last: str = " and ") -> str:
+    """The first of them, and how many more there are."""
+    more = f"{last}{len(texts) - most} more" if len(texts) > most else ""
+    return joint.join(texts[:most]) + more
 
 
 class Level(StrEnum):

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg2
 
+from core.conservation import NOBODYS
 from core.database import dsn
 from core.eventlog import open_eventlog
 from core.eventlog.api import EventLog
@@ -16,7 +17,7 @@ from core.queue import open_queue
 from core.queue.api import Depth
 from core.settings import DatabaseSettings, EventLogSettings, ObjectSettings, QueueSettings
 from core.topology import QUEUES, dead_letters_of
-from deploy.doctor.finding import Finding, Level
+from deploy.doctor.finding import Finding, Level, few
 from deploy.installation import Installation
 from deploy.session import settings_of
 
@@ -67,15 +68,8 @@ def usage_owners(installation: Installation) -> Iterator[Finding]:
     """Usage of organisations that do not exist: it is counted and charged to nobody."""
     if not installation.run.locked():
         return
-    rows = _query(
-        installation,
-        "select c.tenant_id, sum(c.events)::bigint from usage_cell c where c.grain = 'hour' and c.events <> 0 "
-        "and not exists (select 1 from organisation o where o.id = c.tenant_id) group by 1 order by 2 desc, 1",
-    )
-    if rows:
-        named = ", ".join(f"{tenant} ({events})" for tenant, events in rows[:SHOWN])
-        more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-        detail = f"events of organisations that do not exist are charged to nobody: {named}{more}"
+    if found := [f"{tenant} ({events})" for tenant, events, *_ in _query(installation, NOBODYS)]:
+        detail = f"events of organisations that do not exist are charged to nobody: {few(found, SHOWN)}"
         mend = "a producer of usage.records names a wrong `tenant`: mend it, void what it sent, send it again under the right one"
         yield Finding("usage owners", Level.FAIL, detail, mend)
     else:

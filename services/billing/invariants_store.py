@@ -7,6 +7,8 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from core.conservation import NOBODYS
+
 
 @dataclass(frozen=True, slots=True)
 class Lost:
@@ -33,15 +35,8 @@ class Nobodys:
 
 
 async def nobodys(connection: AsyncConnection, *, most: int) -> Sequence[Nobodys]:
-    """Usage that would be charged to nobody, most events first (role `system`). Voided events count no more."""
-    rows = await connection.execute(
-        text(
-            "select c.tenant_id, sum(c.events)::bigint, min(c.period_start), max(c.period_start) from usage_cell c "
-            "where c.grain = 'hour' and c.events <> 0 and not exists (select 1 from organisation o where o.id = c.tenant_id) "
-            "group by c.tenant_id order by 2 desc, 1 limit :most"
-        ),
-        {"most": most},
-    )
+    """Usage that would be charged to nobody, most events first (role `system`)."""
+    rows = await connection.execute(text(f"{NOBODYS} limit :most"), {"most": most})
     return [Nobodys(*row) for row in rows]
 
 

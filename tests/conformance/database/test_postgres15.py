@@ -167,5 +167,6 @@ async def test_a_replica_that_hears_nothing_any_more_is_left_out(
             os.kill(sender, signal.SIGSTOP)
             try:
                 await left_out(app)
+                assert not await on_replica(app)
             finally:
                 os.kill(sender, signal.SIGCONT)
